@@ -1,0 +1,153 @@
+"""Captions and videos in, a folder for training out: probes every video once, lists what cannot be used and why."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone, without installation
+
+# Heavy imports stand inside the functions: probing processes import this file again and need none of them.
+
+EPILOG = """\
+what DIR holds afterwards:
+  manifest.arrow   a row a caption: video, frames, rate, size (training reads it memory-mapped)
+  tokenizer.json   the tokenizer that training uses unless it is told another
+  refused.jsonl    every row that is not used, with its reason
+  summary.json     the figures printed at the end
+  probe.jsonl      results by file, path, size and date; an interrupted run goes on from them
+
+examples:
+  python launch/prepare.py captions.json --out data/webvid --videos /datasets/webvid --workers 32
+  python launch/prepare.py clips.csv --out data/clips --tokenizer bert-base-uncased
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    p = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "annotations",
+        metavar="ANNOTATIONS",
+        help='JSON {"video path": "caption" or ["caption", ...]}; or JSONL or CSV with a path and a caption column',
+    )
+    p.add_argument(
+        "--out", metavar="DIR", required=True, help="folder to write; an earlier run's results in it are used"
+    )
+    p.add_argument(
+        "--videos",
+        metavar="ROOT",
+        default="",
+        help="folder that the video paths start from (default: the annotations')",
+    )
+    p.add_argument(
+        "--format", choices=["auto", "json", "jsonl", "csv"], default="auto", help="of ANNOTATIONS (default: auto)"
+    )
+    p.add_argument(
+        "--workers",
+        metavar="N",
+        type=int,
+        default=cpus,
+        help="probing processes (default: one a CPU)",
+    )
+    p.add_argument(
+        "--timeout",
+        metavar="S",
+        type=float,
+        default=120.0,
+        help="seconds after which a probe counts as hung (default: 120)",
+    )
+    words = p.add_mutually_exclusive_group()
+    words.add_argument(
+        "--tokenizer", metavar="NAME", default="", help="folder or hub name of a BERT tokenizer (default: train one)"
+    )
+    words.add_argument(
+        "--vocab-size",
+        metavar="V",
+        type=int,
+        default=30522,
+        help="most tokens of the trained tokenizer (default: 30522)",
+    )
+    return p
+
+
+@contextmanager
+def progress():
+    """Yields on_progress(done, total): a bar with rate and time left on a terminal, else a line every 5 seconds."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task) -> Text:
+            return Text(f"{task.speed or 0:.1f} files/s")
+
+    start = last = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if total and (done in (0, total) or now - last >= 5):
+            last = now
+            rate = done / max(now - start, 1e-9)
+            left = f", {(total - done) / rate:.0f} s left" if done else ""
+            print(f"probed {done} of {total} files, {rate:.1f} files/s{left}", flush=True)
+
+    console = Console()
+    if not console.is_terminal:
+        yield line
+        return
+    columns = (TextColumn("probing"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("probing", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def report(summary, out: str) -> None:
+    """Prints the summary as a small table."""
+    lines = [
+        ("captions in", f"{summary.rows}"),
+        ("accepted", f"{summary.accepted} captions of {summary.videos} videos, {summary.hours:.2f} hours"),
+        (
+            "refused",
+            f"{sum(summary.refused.values())}" + (f", see {Path(out) / 'refused.jsonl'}" if summary.refused else ""),
+        ),
+        *((f"  {kind}", f"{count}") for kind, count in summary.refused.items()),
+        ("tokenizer", f"{summary.vocab_size} tokens"),
+        ("probed now", f"{summary.probed} files"),
+    ]
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f"{name:<{width}}  {value}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 at least one caption is usable, 1 none is or the input or DIR is at fault, 130 interrupted."""
+    args = parser().parse_args(arguments)
+    from simvtp_ds.data.prepare import prepare
+
+    try:
+        with progress() as on_progress:
+            summary = prepare(**vars(args), on_progress=on_progress)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"error: cannot write {args.out}: {error}; what it held before is unchanged", file=sys.stderr)
+        return 1
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    report(summary, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

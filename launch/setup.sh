@@ -1,0 +1,34 @@
+# Sourced by quickstart.sh and tests/run.sh: a virtual environment with everything in it, DeepSpeed's operators built.
+# Usage: source launch/setup.sh [more requirement files]
+# PYTHON (default python3) makes the environment; VENV (default .venv) is where it goes.
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="${VENV:-$root/.venv}"
+PYTHON="${PYTHON:-python3}"
+
+fail() { echo "setup: $*" >&2; exit 1; }
+command -v "$PYTHON" >/dev/null || fail "no $PYTHON found; install Python 3.11 or newer, or set PYTHON to one"
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$("$PYTHON" --version) is too old; set PYTHON to a Python 3.11 or newer"
+command -v g++ >/dev/null || fail "no g++ found, which DeepSpeed's operators are built with (Debian: apt install g++)"
+
+if [ ! -x "$VENV/bin/python" ]; then
+  echo "setup: virtual environment in $VENV"
+  "$PYTHON" -m venv "$VENV" || fail "could not make a virtual environment (Debian: apt install python3-venv)"
+fi
+wanted="$(cat "$root/requirements.txt" "$@" | sha256sum) $("$VENV/bin/python" --version) $root"
+if [ "$(cat "$VENV/.installed" 2>/dev/null)" != "$wanted" ]; then
+  echo "setup: installing packages (3 to 6 minutes, once)"
+  requirements=(-r "$root/requirements.txt")
+  for file in "$@"; do requirements+=(-r "$file"); done
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "${requirements[@]}"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$root"
+  echo "$wanted" >"$VENV/.installed"
+fi
+export PATH="$VENV/bin:$PATH"
+
+# DeepSpeed compiles its operators for this machine's processor, so they stay with this checkout.
+export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$root/.cache/torch_extensions}"
+if ! python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+  export DS_ACCELERATOR=cpu
+fi
+python "$root/launch/build_ops.py"

@@ -1,0 +1,3 @@
+"""SimVTP on DeepSpeed: masked video-text pre-training at scale."""
+
+__version__ = "0.1.0"

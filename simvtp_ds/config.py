@@ -1,0 +1,303 @@
+"""What a run is made of: frozen dataclasses, one field one meaning.
+
+The DeepSpeed JSON owns micro batch, accumulation, dtype, clipping, ZeRO, optimizer, peak learning rate and weight
+decay. Everything here is what that file does not know. Precedence: defaults < preset < --config < command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which clips, and how each becomes pixels and words.
+
+    Args:
+        manifest: Folder that `launch/prepare.py` wrote (manifest.arrow and the tokenizer).
+        tokenizer: Name or folder of a Hugging Face BERT tokenizer; empty: the one beside the manifest.
+        num_frames: Frames of a clip (T).
+        frame_stride: Distance between two frames of a clip, in frames of the file. Short files repeat their last frame.
+        image_size: Height and width of a clip after crop and resize, in pixels.
+        crop_scales: Crop sides as shares of the short side; one is drawn a clip (multi-scale crop). [1.0] with
+            `random_crop` false is a centre crop.
+        random_crop: Draw scale and position of the crop; false takes the whole short side in the centre.
+        flip: Mirror half of the clips. Off: captions say left and right.
+        max_words: Longest caption in tokens, [CLS] and [SEP] included; longer ones are cut.
+        workers: Decoder processes of each rank.
+        prefetch: Batches prepared ahead, a rank.
+        decode_timeout: Seconds after which a decoder counts as hung: it is killed and its clip counted as bad.
+        max_bad_share: Share of bad clips (after 200 clips, or at the end) past which the run stops with an error.
+    """
+
+    manifest: str = ""
+    tokenizer: str = ""
+    num_frames: int = 16
+    frame_stride: int = 4
+    image_size: int = 224
+    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    random_crop: bool = True
+    flip: bool = False
+    max_words: int = 64
+    workers: int = 4
+    prefetch: int = 4
+    decode_timeout: float = 30.0
+    max_bad_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "frame_stride", "image_size", "workers", "prefetch"):
+            _require(getattr(self, name) >= 1, f"data.{name} is {getattr(self, name)}; it must be at least 1")
+        _require(self.max_words >= 3, f"data.max_words is {self.max_words}; [CLS], a word and [SEP] need 3")
+        scales = self.crop_scales
+        _require(
+            bool(scales) and all(0.0 < s <= 1.0 for s in scales),
+            f"data.crop_scales is {list(scales)}; give shares of the short side, above 0 and at most 1",
+        )
+        _require(self.decode_timeout > 0, f"data.decode_timeout is {self.decode_timeout}; give seconds above 0")
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """How much is hidden.
+
+    Args:
+        tube_ratio: Share of the spatial patches hidden at every time step (tube mask).
+        word_ratio: Probability that a word is hidden; a hidden word always becomes [MASK].
+    """
+
+    tube_ratio: float = 0.9
+    word_ratio: float = 0.75
+
+    def __post_init__(self) -> None:
+        _require(0 < self.tube_ratio < 1, f"masks.tube_ratio is {self.tube_ratio}; give a share between 0 and 1")
+        _require(0 <= self.word_ratio <= 1, f"masks.word_ratio is {self.word_ratio}; give a share from 0 to 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One ViT for video, text and both, and a small decoder for pixels (SimVTP, arXiv 2212.03490). Default: base.
+
+    Args:
+        width: Width of the encoder (D).
+        depth: Blocks of the encoder.
+        heads: Attention heads of the encoder.
+        decoder_width: Width of the pixel decoder.
+        decoder_depth: Blocks of the pixel decoder.
+        decoder_heads: Attention heads of the pixel decoder.
+        mlp_ratio: Width of the hidden layer of a block's MLP over the block's width.
+        patch_size: Height and width of a patch, in pixels.
+        tubelet_size: Frames of a patch.
+        text_positions: Rows of the text position table.
+        text_dropout: Dropout after the text embeddings.
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    decoder_width: int = 384
+    decoder_depth: int = 4
+    decoder_heads: int = 6
+    mlp_ratio: float = 4.0
+    patch_size: int = 16
+    tubelet_size: int = 2
+    text_positions: int = 512
+    text_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """Video-text contrast.
+
+    Args:
+        temperature: Fixed temperature of the softmax.
+        scope: global: negatives from all ranks, gathered with gradient; local: each rank's own, as the authors had it.
+    """
+
+    temperature: float = 0.05
+    scope: Literal["global", "local"] = "global"
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """L = mvm L_mvm + mlm L_mlm + vtc L_vtc + vtm L_vtm (the paper: all 1).
+
+    Args:
+        mvm: Weight of masked video modelling.
+        mlm: Weight of masked language modelling.
+        vtc: Weight of video-text contrast.
+        vtm: Weight of video-text matching.
+        contrastive: Settings of video-text contrast.
+    """
+
+    mvm: float = 1.0
+    mlm: float = 1.0
+    vtc: float = 1.0
+    vtm: float = 1.0
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Length of the run and shape of the learning rate: multipliers of the peak in the DeepSpeed JSON, set every step.
+
+    Args:
+        epochs: Epochs of the run.
+        warmup_epochs: Epochs of linear warm-up, from `warmup_start` to 1.
+        warmup_start: First multiplier (the paper: 1e-6 / 1.5e-4).
+        floor: Last multiplier of the cosine (the paper: 1e-5 / 1.5e-4).
+        max_steps: Steps of the run, in place of `epochs`; 0: `epochs` decides.
+    """
+
+    epochs: float = 200.0
+    warmup_epochs: float = 40.0
+    warmup_start: float = 1e-6 / 1.5e-4
+    floor: float = 1e-5 / 1.5e-4
+    max_steps: int = 0
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run lives, what it keeps, when it gives up.
+
+    Args:
+        dir: Folder of the run: config, logs, TensorBoard, checkpoints.
+        seed: Seed of everything random: order, crops, masks, dropout, initial weights.
+        save_every: Steps between two checkpoints; one more is written at the end.
+        keep: Checkpoints kept; older ones are deleted after a newer one is complete.
+        log_every: Steps between two log lines.
+        max_skipped: Skipped steps in a row (loss not finite on some rank, or fp16 overflow with the scale at its
+            floor) after which the run stops.
+        step_timeout: Seconds without a finished step after which a rank ends itself and so the run.
+    """
+
+    dir: str = "runs/pretrain"
+    seed: int = 0
+    save_every: int = 1000
+    keep: int = 3
+    log_every: int = 10
+    max_skipped: int = 20
+    step_timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("save_every", "keep", "log_every", "max_skipped"):
+            _require(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; it must be at least 1")
+        _require(bool(self.dir), "run.dir is empty; name the folder of the run")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A pre-training run.
+
+    Args:
+        data: Clips, pixels and words.
+        masks: How much is hidden.
+        model: Sizes of the model.
+        objectives: Weights and settings of the four losses.
+        schedule: Length and learning-rate shape.
+        run: Folder, seed, checkpoints, logging.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objectives: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        data, model = self.data, self.model
+        for whole, part, names in (
+            (data.image_size, model.patch_size, "data.image_size {} is not a multiple of model.patch_size {}"),
+            (data.num_frames, model.tubelet_size, "data.num_frames {} is not a multiple of model.tubelet_size {}"),
+            (model.width, model.heads, "model.width {} is not a multiple of model.heads {}"),
+            (model.decoder_width, model.decoder_heads, "model.decoder_width {} is not a multiple of .decoder_heads {}"),
+        ):
+            _require(part >= 1 and whole % part == 0, names.format(whole, part))
+        patches = (data.image_size // model.patch_size) ** 2
+        hidden = int(self.masks.tube_ratio * patches)
+        _require(
+            0 < hidden < patches,
+            f"masks.tube_ratio {self.masks.tube_ratio} hides {hidden} of {patches} patches: some must be hidden and "
+            "some visible",
+        )
+        _require(
+            data.max_words <= model.text_positions,
+            f"data.max_words {data.max_words} is more than model.text_positions {model.text_positions}",
+        )
+
+
+def config_parser(config_class: type, preset: str, description: str) -> ArgumentParser:
+    """A command line whose defaults are those of `config_class` overlaid with a preset.
+
+    Every field is an option (`--data.manifest x`); `--config FILE` overlays a YAML file, `--print_config` prints the
+    resolved configuration.
+
+    Args:
+        config_class: A frozen dataclass of dataclasses, such as `PretrainConfig`.
+        preset: Name of a file in `simvtp_ds/presets`, without `.yaml`.
+        description: First lines of `--help`.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    from jsonargparse import ArgumentParser
+
+    path = PRESETS / f"{preset}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise ValueError(f"--preset {preset}: there is no such preset; the presets are {known}")
+    parser = ArgumentParser(description=description, default_config_files=[str(path)], exit_on_error=True)
+    parser.add_argument("--config", action="config", help="YAML file whose values go over the preset's")
+    parser.add_class_arguments(config_class, as_group=True)
+    return parser
+
+
+def instantiate(parser: ArgumentParser, parsed: Namespace, config_class: type) -> Any:
+    """The frozen dataclass that the parsed arguments describe."""
+    values = parser.instantiate(parsed)
+    return config_class(**{name: values[name] for name in config_class.__dataclass_fields__})
+
+
+def load_config(path: str | Path, config_class: type = PretrainConfig) -> Any:
+    """Read the resolved configuration that a run saved (`RUN/config.yaml`).
+
+    Raises:
+        ValueError: the file is missing, is not YAML, or has a field that `config_class` does not know.
+    """
+    from jsonargparse import ArgumentParser
+
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such configuration file; a run folder has it as config.yaml")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class)
+    try:
+        parsed = parser.parse_path(str(path))
+    except Exception as error:
+        raise ValueError(f"{path} is not a configuration of {config_class.__name__}: {error}") from error
+    return instantiate(parser, parsed, config_class)
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """Write a configuration as YAML that `load_config` and `--config` read back."""
+    import dataclasses
+
+    import yaml
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return list(value) if isinstance(value, tuple) else value
+
+    Path(path).write_text(yaml.safe_dump(plain(config), sort_keys=False))

@@ -1,0 +1,97 @@
+"""Captions as token ids with hidden words, and the video that does not belong to each caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from simvtp_ds.data.order import stream
+
+if TYPE_CHECKING:
+    from simvtp_ds.data.manifest import Clip
+    from simvtp_ds.data.text import Tokenizer
+
+WIDTH_STEP = 8  # captions of a batch are padded to a multiple of this, so that few shapes occur
+
+
+class Caption(NamedTuple):
+    """One caption of L tokens."""
+
+    words: np.ndarray  # int64 [L], hidden words replaced by [MASK]
+    hidden: np.ndarray  # int64 [k], ascending positions of the hidden words
+    hidden_ids: np.ndarray  # int64 [k], what stood there
+
+
+class Captions(NamedTuple):
+    """The captions of a micro batch, padded to L tokens; see `simvtp_ds.types.Batch`."""
+
+    words: np.ndarray  # int64 [B, L]
+    word_mask: np.ndarray  # bool [B, L]
+    hidden_words: np.ndarray  # int64 [K], K may be 0
+    hidden_word_ids: np.ndarray  # int64 [K]
+
+
+def hide_words(rng: np.random.Generator, tokenizer: Tokenizer, caption: str, max_words: int, ratio: float) -> Caption:
+    """Each word piece hidden with probability `ratio`, always by [MASK]; [CLS], [SEP] and [PAD] never.
+
+    What was drawn stays, also when it hides every word or none (as the authors had it).
+    """
+    words = tokenizer.encode(caption, max_words)
+    special = np.isin(words, [tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id, tokenizer.mask_id])
+    drawn = rng.random(len(words)) < ratio
+    hidden = np.flatnonzero(drawn & ~special)
+    masked = words.copy()
+    masked[hidden] = tokenizer.mask_id
+    return Caption(masked, hidden, words[hidden])
+
+
+def hide_words_of_batch(
+    clips: Sequence[Clip], tokenizer: Tokenizer, max_words: int, ratio: float, seed: int, epoch: int
+) -> Captions:
+    """`hide_words` for the caption of each clip, drawn from the clip's `stream`, then `collate`."""
+    captions = [
+        hide_words(stream(seed, epoch, clip.clip_id, "words"), tokenizer, clip.caption, max_words, ratio)
+        for clip in clips
+    ]
+    return collate(captions, tokenizer.pad_id, max_words)
+
+
+def collate(captions: Sequence[Caption], pad_id: int, max_words: int) -> Captions:
+    """Captions padded to the longest, rounded up to a multiple of 8 but not above `max_words`."""
+    longest = max(len(caption.words) for caption in captions)
+    length = max(longest, min(-(-longest // WIDTH_STEP) * WIDTH_STEP, max_words))
+    words = np.full((len(captions), length), pad_id, dtype=np.int64)
+    word_mask = np.zeros((len(captions), length), dtype=bool)
+    for row, caption in enumerate(captions):
+        words[row, : len(caption.words)] = caption.words
+        word_mask[row, : len(caption.words)] = True
+    hidden = np.concatenate([row * length + caption.hidden for row, caption in enumerate(captions)])
+    return Captions(words, word_mask, hidden, np.concatenate([caption.hidden_ids for caption in captions]))
+
+
+def negatives(clip_ids: Sequence[str], seed: int, epoch: int) -> np.ndarray:
+    """For each caption of a micro batch the index of a video that is not its own, int64 [B].
+
+    Neighbours swap (0 with 1, 2 with 3, ...); of an odd number the last three go in a circle. Where the neighbour is
+    the same clip under another caption, one of the other clips is drawn from `stream`, keyed by the clip. So a choice
+    depends on the micro batch alone, which is the same clips whatever the world size.
+
+    Raises:
+        ValueError: All captions belong to one clip, or there is only one.
+    """
+    size = len(clip_ids)
+    if len(set(clip_ids)) < 2:
+        raise ValueError(
+            f"matching needs two different clips in a micro batch, got {size} of clip {clip_ids[0]!r}: raise "
+            "train_micro_batch_size_per_gpu to 2 or more in the DeepSpeed JSON, or prepare more clips"
+        )
+    partners = np.arange(size, dtype=np.int64) ^ 1
+    if size % 2:
+        partners[-3:] = [size - 2, size - 1, size - 3]
+    for index, clip_id in enumerate(clip_ids):
+        if clip_ids[partners[index]] == clip_id:
+            others = [other for other in range(size) if clip_ids[other] != clip_id]
+            partners[index] = others[stream(seed, epoch, clip_id, "negative").integers(len(others))]
+    return partners

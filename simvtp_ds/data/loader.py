@@ -1,0 +1,250 @@
+"""Micro batches in a fixed order, decoded ahead by processes that may hang or die without stopping the run.
+
+What a batch holds is a pure function of (manifest, seed, step, the rank's place): the number of workers and which
+decoder died change nothing. A clip that cannot be decoded is replaced by another, also as a pure function.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import multiprocessing
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from simvtp_ds.config import DataConfig, MaskConfig
+from simvtp_ds.data.captions import hide_words_of_batch, negatives
+from simvtp_ds.data.decode import BadClip, DataError, Source
+from simvtp_ds.data.manifest import Clip, Manifest
+from simvtp_ds.data.masks import tube_masks
+from simvtp_ds.data.order import Order, micro_batches, replacement_row
+from simvtp_ds.data.sampling import random_view
+from simvtp_ds.data.text import Tokenizer
+from simvtp_ds.data.worker import Outcome, Pool, Task
+from simvtp_ds.types import Batch
+
+MAX_ATTEMPTS = 100  # clips tried for one place of a batch
+SHARE_AFTER = 200  # clips after which the share of bad ones is judged
+JOIN_TIMEOUT = 60.0  # seconds; the thread ends at once unless the kernel keeps a killed decoder
+
+
+@dataclass
+class _Pending:
+    """A micro batch in the making."""
+
+    epoch: int
+    step: int
+    rows: np.ndarray  # int64 [B], as the order has them
+    slot: int
+    clips: list[Clip]  # [B], replacements included
+    missing: int  # clips not decoded yet
+    attempts: list[int]  # [B], replacements made for each place
+    bad: list[list[BadClip]]  # [B], those of each place in the order they were tried
+
+
+class Loader:
+    """Iterates over a rank's micro batches of the global steps start_step .. end_step - 1 (for ever without end_step).
+
+    One thread hands out the decoding and assembles the batches; the decoders run from the first `next` until the
+    iterator ends or is closed. `wait_seconds` is the time the consumer was blocked; `clips_seen` (bad ones included)
+    and `clips_bad` count up to the batch handed out last.
+
+    Args:
+        manifest: The clips.
+        tokenizer: Turns captions into ids.
+        data: Settings of the clips.
+        masks: How much is hidden.
+        grid: Tokens (t, h, w) of a clip.
+        seed: Seed of the run.
+        micro_batch: Clips of a micro batch (B), at least 2: matching needs another clip.
+        accumulation: Micro batches of a step and rank.
+        rank: This rank.
+        world_size: All ranks.
+        start_step: First global step; the epoch follows from `steps_per_epoch`.
+        end_step: Global step to stop before.
+        on_bad: Told of every clip that was replaced, in the consumer's thread, before the batch that it concerns.
+
+    Raises:
+        ValueError: Settings that cannot work.
+        DataError: While iterating: more than `data.max_bad_share` of the clips are bad (judged after 200 clips and at
+            the end), or 100 in a row for one place.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        data: DataConfig,
+        masks: MaskConfig,
+        grid: tuple[int, int, int],
+        seed: int,
+        micro_batch: int,
+        accumulation: int,
+        rank: int,
+        world_size: int,
+        start_step: int = 0,
+        end_step: int | None = None,
+        on_bad: Callable[[BadClip], None] = lambda bad: None,
+    ) -> None:
+        if data.workers < 1 or data.prefetch < 1:
+            raise ValueError(f"data.workers is {data.workers}, data.prefetch {data.prefetch}; expected at least 1 each")
+        if micro_batch < 2:
+            raise ValueError(
+                f"train_micro_batch_size_per_gpu is {micro_batch}; matching needs two different clips in a micro "
+                "batch, set it to 2 or more in the DeepSpeed JSON"
+            )
+        self._manifest, self._tokenizer, self._data, self._masks, self._grid = manifest, tokenizer, data, masks, grid
+        self._seed, self._micro_batch, self._on_bad = seed, micro_batch, on_bad
+        self._place = (accumulation, rank, world_size, start_step, end_step)
+        self._order = Order(len(manifest), micro_batch * accumulation * world_size, seed)
+        self.steps_per_epoch = self._order.steps_per_epoch
+        self.wait_seconds, self.clips_seen, self.clips_bad = 0.0, 0, 0
+        self._thread: threading.Thread | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Micro batches in order."""
+        if self._thread is not None:
+            raise RuntimeError("this loader is being iterated already; close it first or make another loader")
+        self._results: queue.SimpleQueue[Batch | BadClip | BaseException | None] = queue.SimpleQueue()
+        self._wake_reader, self._wake_writer = multiprocessing.Pipe(duplex=False)
+        self._stop = threading.Event()
+        self._taken = 0  # batches the consumer took, written by it and read by the thread
+        self._thread = threading.Thread(target=self._run, name="simvtp-loader", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+        reasons: deque[str] = deque(maxlen=5)
+        try:
+            while True:
+                began = time.monotonic()
+                result = self._results.get()
+                self.wait_seconds += time.monotonic() - began
+                match result:
+                    case BadClip():
+                        self.clips_seen, self.clips_bad = self.clips_seen + 1, self.clips_bad + 1
+                        reasons.append(result.reason)
+                        self._on_bad(result)
+                    case Batch():
+                        self.clips_seen += self._micro_batch
+                        self._judge(reasons, SHARE_AFTER)
+                        self._taken += 1
+                        self._wake_writer.send_bytes(b".")
+                        yield result
+                    case None:
+                        self._judge(reasons, 1)
+                        return
+                    case _:
+                        raise result
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the thread and every decoder; harmless when nothing runs."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        atexit.unregister(self.close)
+        self._stop.set()
+        self._wake_writer.send_bytes(b".")
+        thread.join(JOIN_TIMEOUT)
+        self._wake_reader.close()
+        self._wake_writer.close()
+
+    def _judge(self, reasons: deque[str], minimum: int) -> None:
+        if self.clips_seen >= minimum and self.clips_bad > self._data.max_bad_share * self.clips_seen:
+            raise DataError(
+                f"{self.clips_bad} of {self.clips_seen} clips cannot be decoded, more than data.max_bad_share allows; "
+                "repair or prepare the manifest again; the last reasons:\n  " + "\n  ".join(reasons)
+            )
+
+    def _run(self) -> None:
+        """The thread: all that it finds goes into the queue, its own failure too."""
+        pending: deque[_Pending] = deque()
+        data = self._data
+        shape = (data.prefetch + 1, self._micro_batch, data.num_frames, data.image_size, data.image_size, 3)
+        try:
+            with Pool(data.workers, shape, data.decode_timeout) as pool:
+                self._produce(pool, pending)
+            self._results.put(RuntimeError("the loader was closed while it was read") if self._stop.is_set() else None)
+        except BaseException as error:
+            for batch in pending:
+                self._report(batch)
+            self._results.put(error)
+
+    def _produce(self, pool: Pool, pending: deque[_Pending]) -> None:
+        """Keeps `prefetch` + 1 micro batches in the making or ready, and puts them out in order."""
+        slots = list(range(self._data.prefetch + 1))
+        plan = self._plan()
+        made = 0
+        while not self._stop.is_set():
+            while len(pending) + made - self._taken <= self._data.prefetch and (batch := next(plan, None)):
+                batch.slot = slots.pop()
+                pending.append(batch)
+                pool.submit([self._task(batch, position) for position in range(self._micro_batch)])
+            if not pending and made == self._taken:
+                return
+            for outcome in pool.poll(self._wake_reader):
+                self._settle(pool, next(batch for batch in pending if batch.slot == outcome.task.slot), outcome)
+            while self._wake_reader.poll():
+                self._wake_reader.recv_bytes()
+            while pending and pending[0].missing == 0:
+                if len({clip.clip_id for clip in pending[0].clips}) == 1 and pending[0].attempts[-1] < MAX_ATTEMPTS:
+                    # Captions of one clip only (or replacements that came out equal): matching needs another clip.
+                    pool.submit_first(self._replace(pending[0], self._micro_batch - 1))
+                    break
+                batch = self._assemble(pool.frames[pending[0].slot], pending[0])
+                self._report(pending[0])
+                slots.append(pending.popleft().slot)
+                made += 1
+                self._results.put(batch)
+
+    def _report(self, batch: _Pending) -> None:
+        for bad in itertools.chain.from_iterable(batch.bad):
+            self._results.put(bad)
+
+    def _plan(self) -> Iterator[_Pending]:
+        for epoch, step, rows in micro_batches(self._order, *self._place):
+            clips = [self._manifest[int(row)] for row in rows]
+            yield _Pending(epoch, step, rows, -1, clips, len(rows), [0] * len(rows), [[] for _ in rows])
+
+    def _task(self, batch: _Pending, position: int) -> Task:
+        clip = batch.clips[position]
+        view = random_view(self._data, self._seed, batch.epoch, clip)
+        return Task(batch.slot, position, Source(clip.uri, clip.offset, clip.length), view)
+
+    def _settle(self, pool: Pool, batch: _Pending, outcome: Outcome) -> None:
+        """Notes a decoded clip, or puts another in the place of a bad one."""
+        batch.missing -= 1
+        if outcome.error is None:
+            return
+        position = outcome.task.position
+        clip = batch.clips[position]
+        batch.bad[position].append(BadClip(clip.uri, clip.clip_id, outcome.error, batch.epoch, batch.step))
+        if batch.attempts[position] >= MAX_ATTEMPTS:
+            reasons = "\n  ".join(bad.reason for bad in batch.bad[position][-5:])
+            raise DataError(f"{MAX_ATTEMPTS} replacements in a row cannot be decoded; the last reasons:\n  {reasons}")
+        pool.submit_first(self._replace(batch, position))
+
+    def _replace(self, batch: _Pending, position: int) -> Task:
+        """The next clip for a place."""
+        batch.attempts[position] += 1
+        row, attempt = int(batch.rows[position]), batch.attempts[position]
+        replacement = replacement_row(self._seed, batch.epoch, row, attempt, len(self._manifest))
+        batch.clips[position] = self._manifest[replacement]
+        batch.missing += 1
+        return self._task(batch, position)
+
+    def _assemble(self, frames: np.ndarray, batch: _Pending) -> Batch:
+        """The finished batch in memory of its own; `frames`, uint8 [B, T, H, W, 3], is shared and overwritten later."""
+        seed, epoch, ids = self._seed, batch.epoch, [clip.clip_id for clip in batch.clips]
+        visible, hidden = tube_masks(ids, self._grid, self._masks.tube_ratio, seed, epoch)
+        max_words, ratio = self._data.max_words, self._masks.word_ratio
+        captions = hide_words_of_batch(batch.clips, self._tokenizer, max_words, ratio, seed, epoch)
+        arrays = (frames.copy(), visible, hidden, *captions, negatives(ids, seed, epoch))
+        return Batch(*(torch.from_numpy(array) for array in arrays))

@@ -1,0 +1,211 @@
+"""From an annotation file to a folder that training reads: manifest, tokenizer, and a list of what was refused.
+
+Probing is the long part. Each result is appended to DIR/probe.jsonl as it comes in, under the file's path, size and
+modification time; a run that was interrupted, however, goes on from there. Everything else is written at the end, each
+file whole or not at all, the manifest last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from simvtp_ds.data.annotations import Row, read_annotations
+from simvtp_ds.data.manifest import Clip, replacing, write_manifest
+from simvtp_ds.data.probe import Probe, probe_files, stat_file
+from simvtp_ds.data.text import Tokenizer, train_wordpiece
+
+_RULES = 1  # raise it when probe.py decides otherwise about some file: older results are then not used again
+_PASSING = ("hung", "decoder crashed", "file unreadable")  # may go better on another day: never taken from the cache
+_CACHE = "probe.jsonl"
+
+_Key = tuple[str, int, int]  # path, size in bytes, modification time in ns
+
+
+class PrepareError(RuntimeError):
+    """Nothing can be prepared; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of an annotation file.
+
+    Attributes:
+        rows: Captions in the annotation file.
+        accepted: Captions in the manifest.
+        videos: Distinct files in the manifest.
+        hours: Their length (files of unknown frame rate left out).
+        refused: Kind of reason -> captions refused for it, most frequent first.
+        probed: Files opened in this run; the others were known from an earlier one.
+        vocab_size: Token ids of the tokenizer.
+    """
+
+    rows: int
+    accepted: int
+    videos: int
+    hours: float
+    refused: dict[str, int]
+    probed: int
+    vocab_size: int
+
+
+def prepare(
+    annotations: str | Path,
+    out: str | Path,
+    videos: str | Path = "",
+    workers: int = 1,
+    timeout: float = 120.0,
+    tokenizer: str = "",
+    vocab_size: int = 30522,
+    format: str = "auto",
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Summary:
+    """Probes every video once and writes manifest.arrow, tokenizer.json, refused.jsonl and summary.json into `out`.
+
+    Args:
+        annotations: A file that `read_annotations` understands.
+        out: The folder to write; made if missing. With the results of an earlier run in it, only the rest is probed.
+        videos: Folder that the annotation's video paths start from; empty: the annotation file's own.
+        workers: Probing processes.
+        timeout: Seconds after which a probe counts as hung.
+        tokenizer: Name or folder of a tokenizer; empty: one is trained on the accepted captions.
+        vocab_size: Most tokens of a trained tokenizer.
+        format: See `read_annotations`.
+        on_progress: Called with (files probed, files to probe).
+
+    Raises:
+        AnnotationError, TokenizerError: See there. PrepareError: No usable row, or `out` is in use.
+        OSError: `out` cannot be written. What it held before is still whole.
+    """
+    annotations, out = Path(annotations), Path(out)
+    if workers < 1 or timeout <= 0:
+        raise PrepareError(f"workers is {workers} and timeout {timeout:g} s; expected at least 1 and more than 0")
+    rows = read_annotations(annotations, format)
+    root = Path(videos) if videos else annotations.parent
+    if not root.is_dir():
+        raise PrepareError(f"{root}: no such folder; expected the one that the video paths start from")
+    given = Tokenizer.load(tokenizer) if tokenizer else None
+    out.mkdir(parents=True, exist_ok=True)
+    uris = {video: os.path.abspath(root / video) for video in dict.fromkeys(row.video for row in rows)}  # noqa: PTH100
+    wanted = dict.fromkeys(uris[row.video] for row in rows if row.caption)
+    with _cache(out) as (known, log):
+        results, probed = _probe_all(wanted, known, log, workers, timeout, on_progress)
+        clips: list[Clip] = []
+        refused: list[dict[str, str]] = []
+        for row in rows:
+            uri = uris[row.video]
+            size, probe = results[uri] if row.caption else (0, Probe("empty caption"))
+            if probe.reason:
+                refused.append({"video": row.video, "caption": row.caption, "reason": probe.reason})
+            else:
+                clips.append(_clip(row, uri, size, probe))
+        _write_lines(out / "refused.jsonl", refused)
+        if not clips:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in _kinds(refused).items())
+            raise PrepareError(
+                f"{annotations}: none of its {len(rows)} rows is usable ({kinds}); every row's reason is in "
+                f"{out / 'refused.jsonl'}; video paths start from {root} (--videos)"
+            )
+        words = given or train_wordpiece((clip.caption for clip in clips), vocab_size)
+        lengths = {clip.uri: clip.frames / clip.fps if clip.fps else 0.0 for clip in clips}
+        summary = Summary(
+            rows=len(rows),
+            accepted=len(clips),
+            videos=len(lengths),
+            hours=sum(lengths.values()) / 3600,
+            refused=_kinds(refused),
+            probed=probed,
+            vocab_size=words.vocab_size,
+        )
+        words.save(out)
+        _write_lines(out / "summary.json", [asdict(summary)])
+        write_manifest(out, clips)
+    return summary
+
+
+def _probe_all(
+    uris: Iterable[str],
+    known: dict[_Key, Probe],
+    log: BinaryIO,
+    workers: int,
+    timeout: float,
+    on_progress: Callable[[int, int], None],
+) -> tuple[dict[str, tuple[int, Probe]], int]:
+    """uri -> (size in bytes, result) of every file, and how many of them had to be opened for it."""
+    results: dict[str, tuple[int, Probe]] = {}
+    todo: dict[str, _Key] = {}
+    for uri in uris:
+        found = stat_file(uri)
+        if isinstance(found, str):
+            results[uri] = 0, Probe(found)
+        elif (uri, *found) in known:
+            results[uri] = found[0], known[uri, *found]
+        else:
+            todo[uri] = (uri, *found)
+    on_progress(0, len(todo))
+    for done, (uri, probe) in enumerate(probe_files(todo, workers, timeout), 1):
+        _, size, mtime = todo[uri]
+        results[uri] = size, probe
+        log.write(json.dumps({"rules": _RULES, "key": [uri, size, mtime], "probe": asdict(probe)}).encode() + b"\n")
+        log.flush()
+        on_progress(done, len(todo))
+    return results, len(todo)
+
+
+def _clip(row: Row, uri: str, size: int, probe: Probe) -> Clip:
+    return Clip(
+        clip_id=row.video,
+        uri=uri,
+        offset=0,
+        length=size,
+        caption=row.caption,
+        frames=probe.frames,
+        fps=probe.fps,
+        width=probe.width,
+        height=probe.height,
+        codec=probe.codec,
+    )
+
+
+def _kinds(refused: list[dict[str, str]]) -> dict[str, int]:
+    """Rows refused by kind of reason, most frequent first."""
+    return dict(Counter(entry["reason"].partition(":")[0] for entry in refused).most_common())
+
+
+def _write_lines(path: Path, entries: Iterable[dict]) -> None:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+
+
+@contextmanager
+def _cache(out: Path) -> Iterator[tuple[dict[_Key, Probe], BinaryIO]]:
+    """The results of earlier runs, and the file to append new ones to; held by one process at a time."""
+    with (out / _CACHE).open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PrepareError(
+                f"{out}: another prepare is at work in this folder; wait for it, or choose another"
+            ) from None
+        file.seek(0)
+        known, end = {}, 0
+        for line in file:
+            if not line.endswith(b"\n"):  # torn when an earlier run was killed
+                file.truncate(end)
+                break
+            end += len(line)
+            try:
+                entry = json.loads(line)
+                probe = Probe(**entry["probe"])
+                if entry["rules"] == _RULES and probe.reason.partition(":")[0] not in _PASSING:
+                    known[tuple(entry["key"])] = probe
+            except (ValueError, KeyError, TypeError):
+                continue  # not ours: that file is probed again
+        yield known, file

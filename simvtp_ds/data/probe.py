@@ -1,0 +1,244 @@
+"""Looks into every video file once, so that training never has to: frame count, rate, size, or why it is refused.
+
+What is refused, and what is not:
+
+- Frames are the video packets in ascending time-stamp order (packets the container marks as discarded left out): the
+  loader picks from the same list. `frames` counts those that decode, in that order and undamaged, up to the first that
+  does not; the loader never asks for one beyond it. A file that loses more than half of its frames by this is refused.
+- A file cut short is used as far as it goes. One frame is enough: the loader repeats the last frame of a short file.
+- Rotation marks are ignored, here as by both decoders: such a file is accepted and seen as stored.
+- Still pictures, text, play lists, cover art of audio files, packets without time stamps, a picture size that changes
+  midway and pictures of more than 64 megapixels are refused.
+
+Each file is probed in a child process: one that hangs is killed, one that crashes takes only its own file with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import av
+import av.logging
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+MAX_PIXELS = 1 << 26
+_LFS_HEAD = b"version https://git-lfs.github.com/spec/"
+_NOT_VIDEO = {"tty", "hls", "concat", "dash", "image2", "ico", "sdp", "webvtt", "srt", "ass"}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was found. `reason` is empty for a usable file, else "kind: detail" (the rest is then as far as known).
+
+    frames: usable frames; fps: average rate (0: unknown); width, height: pixels as stored; codec: FFmpeg's name.
+    """
+
+    reason: str = ""
+    frames: int = 0
+    fps: float = 0.0
+    width: int = 0
+    height: int = 0
+    codec: str = ""
+
+
+def stat_file(path: str) -> tuple[int, int] | str:
+    """(size in bytes, mtime in ns) of a regular file, or the reason why it cannot be one."""
+    try:
+        info = os.stat(path)  # noqa: PTH116 (a path with a NUL byte must raise here)
+    except FileNotFoundError:
+        return "file missing: no such file"
+    except (OSError, ValueError) as error:
+        return f"file unreadable: {getattr(error, 'strerror', None) or error}"
+    if not stat.S_ISREG(info.st_mode):
+        return "not a file: a folder, pipe or device"
+    if info.st_size == 0:
+        return "empty file: 0 bytes"
+    return info.st_size, info.st_mtime_ns
+
+
+def probe_file(path: str) -> Probe:
+    """Decodes the whole file on one thread and says what is usable of it. Never raises on what a file holds."""
+    size = stat_file(path)
+    if isinstance(size, str):
+        return Probe(size)
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        return Probe(f"file unreadable: {error.strerror}")
+    if head.startswith(_LFS_HEAD):
+        return Probe("Git LFS pointer: the video itself is not here, run git lfs pull")
+    try:
+        with av.open(path, options={"protocol_whitelist": "file"}) as container:
+            return _probe_container(container)
+    except FFmpegError as error:
+        if head[4:8] == b"ftyp":
+            return Probe(f"not a readable video: mp4 without a usable index (moov), cut short? ({error.strerror})")
+        return Probe(f"not a readable video: {error.strerror}")
+    except Exception as error:  # a probe must end in a reason, whatever a library raises on odd bytes
+        return Probe(f"not a readable video: {type(error).__name__}: {error}")
+
+
+def _probe_container(container: InputContainer) -> Probe:
+    name = container.format.name
+    if name in _NOT_VIDEO or name.endswith("_pipe"):
+        return Probe(f"not a video: a still picture, text or play list ({name})")
+    if not container.streams.video:
+        kinds = ", ".join(sorted({s.type or "unknown" for s in container.streams})) or "none"
+        return Probe(f"no video stream: streams found: {kinds}")
+    stream = container.streams.video[0]
+    if stream.disposition & Disposition.attached_pic:
+        return Probe("no video stream: the only picture is cover art")
+    if stream.codec_context is None:
+        return Probe("no decoder: FFmpeg decodes no such video codec")
+    codec = stream.codec_context.name
+    if stream.width * stream.height > MAX_PIXELS:
+        return Probe(f"picture too large: {stream.width} x {stream.height}, at most {MAX_PIXELS} pixels", codec=codec)
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"skip_loop_filter": "all"}  # a third faster; what counts as damage stays the same
+    return _decode_all(container, stream, codec)
+
+
+def _decode_all(container: InputContainer, stream: VideoStream, codec: str) -> Probe:
+    stored: list[int | None] = []  # pts of the packets, in file order
+    shown: list[int | None] = []  # pts of the undamaged frames, in the order the decoder gives them
+    sizes: set[tuple[int, int]] = set()
+    damage = ""
+    try:
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                stored.append(packet.pts)
+            try:
+                for frame in packet.decode():
+                    sizes.add((frame.width, frame.height))
+                    shown.append(None if frame.is_corrupt else frame.pts)
+                    if frame.is_corrupt:
+                        damage = damage or "frame data damaged"
+            except FFmpegError as error:
+                damage = damage or str(error.strerror)
+    except FFmpegError as error:  # the container itself ends in garbage: keep what came before
+        damage = damage or str(error.strerror)
+    width, height = min(sizes, default=(stream.width, stream.height))
+    picks = sorted(pts for pts in stored if pts is not None)
+    usable = next(
+        (i for i, (a, b) in enumerate(zip(picks, shown, strict=False)) if a != b), min(len(picks), len(shown))
+    )
+    reason = ""
+    if not stored:
+        named = f"the header names {stream.frames} frames" if stream.frames else "a header only"
+        reason = f"no frames: {named}, but the file holds none {damage}".rstrip()
+    elif len(picks) < len(stored):
+        reason = (
+            f"no time stamps: {len(stored) - len(picks)} of {len(stored)} packets have none; rewrite the file with "
+            "ffmpeg -fflags +genpts -i OLD -c copy NEW.mp4"
+        )
+    elif 2 * usable < len(picks) or not usable:
+        cause = damage or "decoded frames do not follow the file's time stamps, re-encode it to mp4"
+        reason = f"damaged: {usable} of {len(picks)} frames decode in order before the first fault ({cause})"
+    elif len(sizes) > 1:
+        reason = f"size changes: pictures of {' and '.join(f'{w} x {h}' for w, h in sorted(sizes))} in one file"
+    return Probe(reason, usable, float(stream.average_rate or stream.guessed_rate or 0), width, height, codec)
+
+
+def _child(connection: Connection, parent: int, probe: Callable[[str], Probe]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive a parent that was killed
+        if os.getppid() != parent:
+            os._exit(1)
+    av.logging.set_level(None)
+    connection.send(None)  # ready
+    while True:
+        try:
+            path = connection.recv()
+        except EOFError:
+            return
+        connection.send(probe(path))
+
+
+class _Worker:
+    """One child process and the file it is at work on."""
+
+    def __init__(self, probe: Callable[[str], Probe]):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_child, args=(theirs, os.getpid(), probe), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.ready = False
+        self.path: str | None = None
+        self.deadline = float("inf")
+
+    def take(self, path: str, timeout: float) -> None:
+        self.path, self.deadline = path, time.monotonic() + timeout
+        with contextlib.suppress(OSError):  # a child that died while idle is found at the next wait
+            self.connection.send(path)
+
+    def kill(self) -> int:
+        """Ends the child; its exit code (negative: the signal)."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+        return self.process.exitcode or 0
+
+
+def _hear(worker: _Worker, reported: bool, timeout: float) -> Probe | None:
+    """What the worker's file came to; None when it only said that it is ready. Ends a worker that hangs or has died."""
+    if not reported:
+        worker.kill()
+        return Probe(f"hung: not done after {timeout:g} s")
+    try:
+        result = worker.connection.recv()
+    except (EOFError, OSError):
+        code = worker.kill()
+        if not worker.ready:
+            raise RuntimeError(f"a probe process could not start (exit code {code}); see its message above") from None
+        return Probe(f"decoder crashed: its process ended by {f'signal {-code}' if code < 0 else f'exit code {code}'}")
+    worker.ready, worker.path, worker.deadline = True, None, float("inf")
+    return result
+
+
+def probe_files(
+    paths: Iterable[str], workers: int, timeout: float, probe: Callable[[str], Probe] = probe_file
+) -> Iterator[tuple[str, Probe]]:
+    """Probes each path in one of `workers` child processes; yields (path, result) as they end, in no fixed order.
+
+    A file that takes longer than `timeout` seconds is "hung", one whose child dies is "decoder crashed"; in both cases
+    a new child goes on with the next file. All children end with the iterator, and with this process, however it ends.
+    """
+    todo = list(paths)[::-1]
+    pool = [_Worker(probe) for _ in range(min(workers, len(todo)))]
+    try:
+        while todo or any(w.path is not None for w in pool):
+            for worker in pool:
+                if worker.ready and worker.path is None and todo:
+                    worker.take(todo.pop(), timeout)
+            pause = max(0.0, min(w.deadline for w in pool) - time.monotonic())
+            reported = set(wait([w.connection for w in pool], min(pause, 1.0)))
+            for worker in list(pool):
+                if worker.connection not in reported and time.monotonic() < worker.deadline:
+                    continue
+                path, result = worker.path, _hear(worker, worker.connection in reported, timeout)
+                if worker.connection.closed:
+                    pool.remove(worker)
+                    if todo:
+                        pool.append(_Worker(probe))
+                if path is not None and result is not None:
+                    yield path, result
+    finally:
+        for worker in pool:
+            worker.kill()

@@ -1,0 +1,301 @@
+"""A small captioned video corpus, drawn: one object, one motion, one background a clip.
+
+It lets the whole chain run on a machine that has no data. Everything in it is a pure function of (seed, split, index),
+files included: x264 with one thread writes the same bytes on every run.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+SIDE = 96  # pixels, height and width of a clip
+FPS = 16
+VERSION = 1  # raise it when the same seed draws other clips
+
+COLOURS = {
+    "red": (212, 40, 38),
+    "orange": (242, 138, 28),
+    "yellow": (248, 222, 48),
+    "green": (46, 160, 66),
+    "blue": (42, 84, 208),
+    "purple": (134, 52, 172),
+    "pink": (246, 142, 190),
+    "white": (244, 244, 244),
+    "black": (24, 24, 24),
+    "gray": (128, 128, 128),
+    "brown": (124, 80, 46),
+}
+OBJECT_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
+BACKGROUND_COLOURS = ("black", "gray", "brown", "white", "red", "yellow", "green", "blue")
+TEXTURES = ("plain", "striped", "dotted", "checked")
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart", "arrow", "crescent")
+ROUND = ("circle", "ring")  # a turn of these cannot be seen
+SIZES = {"small": 0.14, "large": 0.27}  # radius as a share of SIDE
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+MOTIONS = (*DIRECTIONS, "bounces", "spins", "grows", "shrinks", "circles", "still")
+SPEEDS = {"slowly": 0.5, "": 1.0, "quickly": 1.6}
+
+_SIZE_WORDS = {"small": ("small", "small", "tiny", "little"), "large": ("large", "large", "big", "huge")}
+_MOTION_WORDS = {
+    "bounces": ("bounces up and down", "is bouncing"),
+    "spins": ("spins", "turns around itself", "is spinning"),
+    "grows": ("grows", "is growing", "gets bigger"),
+    "shrinks": ("shrinks", "is shrinking", "gets smaller"),
+    "circles": ("goes round in circles", "is circling"),
+    "still": ("stays still", "does not move", "is standing still"),
+}
+_DIRECTION_WORDS = ("moves {}", "slides {}", "is moving {}", "glides {}")
+_GROUND_WORDS = {
+    "plain": ("a {} background", "a plain {} background"),
+    "striped": ("a striped {} background", "a {} background with stripes"),
+    "dotted": ("a dotted {} background", "a {} background with dots"),
+    "checked": ("a checked {} background", "a {} background with checks"),
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a clip shows: seven nameable properties, which the caption tells, and the seed of all the rest."""
+
+    shape: str
+    colour: str
+    size: str
+    motion: str
+    speed: str
+    ground: str
+    texture: str
+    seed: tuple[int, ...]
+
+    def named(self) -> tuple:
+        """The properties without the seed: two scenes that agree here deserve the same caption."""
+        return astuple(self)[:-1]
+
+
+def _draw_scene(rng: np.random.Generator, seed: tuple[int, ...]) -> Scene:
+    shape, colour = str(rng.choice(SHAPES)), str(rng.choice(OBJECT_COLOURS))
+    motion = str(rng.choice([m for m in MOTIONS if m != "spins" or shape not in ROUND]))
+    hurried = motion in ("spins", "bounces", "circles", *DIRECTIONS)
+    return Scene(
+        shape=shape,
+        colour=colour,
+        size=str(rng.choice(list(SIZES))),
+        motion=motion,
+        speed=str(rng.choice(list(SPEEDS))) if hurried else "",
+        ground=str(rng.choice([c for c in BACKGROUND_COLOURS if c != colour])),
+        texture=str(rng.choice(TEXTURES)),
+        seed=seed,
+    )
+
+
+def make_scenes(train: int, test: int, seed: int) -> tuple[list[Scene], list[Scene]]:
+    """The scenes of both splits. Test scenes differ from one another and from every training scene in what is named."""
+    taken: set[tuple] = set()
+
+    def draw(split: int, index: int) -> Scene:
+        rng = np.random.default_rng((seed, split, index))
+        while True:
+            scene = _draw_scene(rng, (seed, split, index))
+            if scene.named() not in taken:
+                return scene
+
+    tests = []
+    for index in range(test):
+        tests.append(draw(1, index))
+        taken.add(tests[-1].named())
+    return [draw(0, index) for index in range(train)], tests
+
+
+def caption(scene: Scene) -> str:
+    """One English sentence that names all seven properties, in words that vary with the scene's seed."""
+    rng = np.random.default_rng((*scene.seed, 1))
+    thing = f"{rng.choice(_SIZE_WORDS[scene.size])} {scene.colour} {scene.shape}"
+    if scene.motion in DIRECTIONS:
+        action = str(rng.choice(_DIRECTION_WORDS)).format(scene.motion)
+    else:
+        action = str(rng.choice(_MOTION_WORDS[scene.motion]))
+    action = f"{action} {scene.speed}".strip()
+    ground = str(rng.choice(_GROUND_WORDS[scene.texture])).format(scene.ground)
+    templates = (
+        f"a {thing} {action} over {ground}",
+        f"a {thing} {action} on {ground}",
+        f"on {ground} a {thing} {action}",
+        f"{ground}, where a {thing} {action}",
+        f"video of a {thing} that {action} in front of {ground}",
+    )
+    return str(rng.choice(templates))
+
+
+def _outline(shape: str) -> list[np.ndarray]:
+    """Closed polygons [points, 2] inside the unit circle, y downwards; a second one is a hole."""
+
+    def arc(radius: float, start: float = 0.0, stop: float = 2 * np.pi, x: float = 0.0) -> np.ndarray:
+        angles = np.linspace(start, stop, 48)
+        return np.stack([x + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
+
+    def corners(*points: tuple[float, float]) -> np.ndarray:
+        return np.array(points, dtype=np.float64)
+
+    if shape == "circle":
+        return [arc(0.9)]
+    if shape == "ring":
+        return [arc(0.95), arc(0.5)]
+    if shape == "square":
+        return [corners((-0.75, -0.75), (0.75, -0.75), (0.75, 0.75), (-0.75, 0.75))]
+    if shape == "triangle":
+        return [corners((0, -0.95), (0.9, 0.7), (-0.9, 0.7))]
+    if shape == "diamond":
+        return [corners((0, -1), (0.62, 0), (0, 1), (-0.62, 0))]
+    if shape == "cross":
+        a, b = 0.3, 0.92
+        half = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a)]
+        return [corners(*half, *[(-x, -y) for x, y in half])]
+    if shape == "arrow":  # no direction of its own is named, so it always points up before it turns
+        return [
+            corners((0, -1), (0.75, -0.15), (0.28, -0.15), (0.28, 0.9), (-0.28, 0.9), (-0.28, -0.15), (-0.75, -0.15))
+        ]
+    if shape == "star":
+        angles = -np.pi / 2 + np.arange(10) * np.pi / 5
+        return [np.where(np.arange(10) % 2, 0.42, 1.0)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)]
+    if shape == "heart":
+        t = np.linspace(0, 2 * np.pi, 48)
+        y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+        return [np.stack([16 * np.sin(t) ** 3, -y - 2.5], axis=1) / 16.5]
+    if shape == "crescent":
+        return [np.concatenate([arc(0.95, 0.75, 2 * np.pi - 0.75), arc(0.72, 2 * np.pi - 1.15, 1.15, x=0.4)])]
+    raise ValueError(f"no outline for shape {shape!r}; known: {', '.join(SHAPES)}")
+
+
+def _pose(scene: Scene, frames: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centre [T, 2] as shares of SIDE, angle [T] in radians and scale [T] of the object over the clip."""
+    time = np.linspace(0, 1, frames)
+    speed, radius = SPEEDS[scene.speed], SIZES[scene.size]
+    centre = np.full((frames, 2), 0.5) + rng.uniform(-1, 1, 2) * (0.42 - radius)
+    angle, scale = np.full(frames, rng.uniform(-0.15, 0.15)), np.ones(frames)
+    if scene.motion in DIRECTIONS:
+        axis = np.array(DIRECTIONS[scene.motion])
+        path = (time - 0.5)[:, None] * axis * 0.5 * speed + 0.5
+        centre = np.where(axis != 0, path, centre)
+    elif scene.motion == "bounces":
+        centre[:, 1] = 0.75 - radius / 3 - 0.4 * np.abs(np.sin(np.pi * 2 * speed * time))
+    elif scene.motion == "circles":
+        turn = 2 * np.pi * (1.25 * speed * time + rng.uniform())
+        centre = 0.5 + 0.23 * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    elif scene.motion == "spins":
+        angle = angle + rng.choice([-1, 1]) * 2 * np.pi * speed * time
+    elif scene.motion in ("grows", "shrinks"):
+        scale = 0.6 + 0.8 * (time if scene.motion == "grows" else time[::-1])
+    return centre, angle, scale
+
+
+def _ground(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """The background, float32 [H, W, 3] in levels."""
+    base = np.array(COLOURS[scene.ground], dtype=np.float32) + rng.uniform(-10, 10, 3).astype(np.float32)
+    other = base * 0.68 if base.mean() > 90 else base * 0.6 + 70
+    y, x = np.mgrid[0:SIDE, 0:SIDE] + rng.integers(0, 24, 2)[:, None, None]
+    if scene.texture == "striped":
+        on = ((x + y) if rng.random() < 0.5 else (x - y)) % 16 < 8
+    elif scene.texture == "dotted":
+        on = (x % 16 - 8) ** 2 + (y % 16 - 8) ** 2 < 18
+    elif scene.texture == "checked":
+        on = (x // 12 + y // 12) % 2 == 0
+    else:
+        on = np.zeros((SIDE, SIDE), dtype=bool)
+    light = 1 + 0.08 * (rng.uniform(-1, 1) * (x / SIDE - 0.5) + rng.uniform(-1, 1) * (y / SIDE - 0.5))
+    return (np.where(on[..., None], other, base) * light[..., None]).astype(np.float32)
+
+
+def draw(scene: Scene) -> np.ndarray:
+    """The frames of a scene, uint8 [T, H, W, 3] in RGB; T between 36 and 48."""
+    rng = np.random.default_rng((*scene.seed, 2))
+    frames = int(rng.integers(36, 49))
+    ground = np.clip(_ground(scene, rng), 0, 255).astype(np.uint8)
+    fill = np.clip(np.array(COLOURS[scene.colour]) + rng.uniform(-8, 8, 3), 0, 255)
+    centre, angle, scale = _pose(scene, frames, rng)
+    shift = 4  # OpenCV draws in sixteenths of a pixel
+    clip = np.empty((frames, SIDE, SIDE, 3), dtype=np.uint8)
+    for t in range(frames):
+        turn = np.array([[np.cos(angle[t]), np.sin(angle[t])], [-np.sin(angle[t]), np.cos(angle[t])]])
+        polygons = []
+        for points in _outline(scene.shape):
+            pixels = (centre[t] + points @ turn * SIZES[scene.size] * scale[t]) * SIDE - 0.5
+            polygons.append(np.rint(pixels * 2**shift).astype(np.int32))
+        canvas = ground.copy()
+        cv2.fillPoly(canvas, polygons, fill.tolist(), cv2.LINE_AA, shift)
+        cv2.polylines(canvas, polygons, True, (fill * 0.5).tolist(), 1, cv2.LINE_AA, shift)
+        clip[t] = canvas
+    return clip
+
+
+def encode(frames: np.ndarray) -> bytes:
+    """An H.264 mp4 (yuv420p, GOP 12) of uint8 [T, H, W, 3] RGB frames; the same frames give the same bytes."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.options = {"preset": "veryfast", "crf": "20", "threads": "1", "x264-params": "keyint=12:bframes=1"}
+        for array in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write through a temporary name, so that a file under its own name is always whole."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def _render(job: tuple[str, Scene]) -> None:
+    path, scene = job
+    _write(Path(path), encode(draw(scene)))
+
+
+def render_corpus(
+    out: Path, train: int, test: int, seed: int, workers: int, on_clip: Callable[[int, int], None]
+) -> tuple[int, int]:
+    """Write OUT/{train,test}/NNNNN.mp4, OUT/{train,test}.json ({"relative path": "caption"}) and OUT/corpus.json.
+
+    An interrupted call goes on where it was: whole files are kept. `on_clip(done, total)` is called after each clip.
+    Returns (clips rendered now, clips in all). Raises ValueError where OUT holds a corpus of other settings.
+    """
+    settings = {"version": VERSION, "train": train, "test": test, "seed": seed}
+    marker = out / "corpus.json"
+    if marker.exists():
+        found = json.loads(marker.read_text())
+        if {key: found.get(key) for key in settings} != settings:
+            raise ValueError(
+                f"{marker} is of another corpus ({found}, asked for: {settings}): delete {out} or use another --out"
+            )
+    scenes = dict(zip(("train", "test"), make_scenes(train, test, seed), strict=True))
+    for split in scenes:
+        (out / split).mkdir(parents=True, exist_ok=True)
+    _write(marker, json.dumps({**settings, "complete": False}).encode())
+    jobs, captions = [], {}
+    for split, members in scenes.items():
+        names = [f"{split}/{index:05d}.mp4" for index in range(len(members))]
+        captions[split] = {name: caption(scene) for name, scene in zip(names, members, strict=True)}
+        jobs += [(str(out / n), s) for n, s in zip(names, members, strict=True) if not (out / n).exists()]
+    total = train + test
+    if jobs:
+        with ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
+        ) as pool:
+            for done, _ in enumerate(pool.map(_render, jobs, chunksize=8), start=total - len(jobs) + 1):
+                on_clip(done, total)
+    for split, lines in captions.items():
+        _write(out / f"{split}.json", json.dumps(lines, indent=1).encode())
+    _write(marker, json.dumps({**settings, "complete": True}).encode())
+    return len(jobs), total

@@ -1,0 +1,107 @@
+"""What ends a run: signals that ask it to stop, steps that hang, losses that are not finite."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import select
+import signal
+import sys
+from collections.abc import Iterable
+from types import FrameType
+
+from simvtp_ds.types import Losses
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; the newest checkpoint is intact. The message is one line for a person."""
+
+
+class StopRequest:
+    """Remembers SIGTERM and SIGUSR1 until the step in progress is done."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = number
+
+    def name(self) -> str:
+        """Name of the signal that came, or of the one that another rank got."""
+        return signal.Signals(self.signal).name if self.signal else "a signal to another rank"
+
+
+def keep_output_writable() -> None:
+    """Send output nowhere if its reader has gone: the deepspeed runner dies before its ranks have saved, and a print
+    into its broken pipe would end the rank in the middle of the save."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            descriptor = stream.fileno()
+        except (OSError, ValueError):
+            continue
+        poll = select.poll()
+        poll.register(descriptor, select.POLLERR)
+        if any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0)):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
+
+
+class Watchdog:
+    """Ends this process, with a traceback of every thread, when no step is finished for `timeout` seconds.
+
+    A collective that waits for a dead host holds the interpreter, so nothing written in Python could end it;
+    faulthandler's timer is a C thread.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self.feed()
+
+    def feed(self) -> None:
+        """A step is done: start counting again."""
+        faulthandler.dump_traceback_later(self.timeout, exit=True, file=sys.__stderr__ or sys.stderr)
+
+    def stop(self) -> None:
+        """No longer watch."""
+        faulthandler.cancel_dump_traceback_later()
+
+
+class SkippedSteps:
+    """Counts skipped steps in a row that will not mend by themselves."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.in_a_row = 0
+        self.total = 0
+
+    def applied(self) -> None:
+        """A step was applied."""
+        self.in_a_row = 0
+
+    def skipped(self, step: int, reason: str, counts: bool) -> None:
+        """A step was skipped.
+
+        Args:
+            step: The global step.
+            reason: Why, for the error.
+            counts: False for an fp16 overflow that a smaller loss scale will mend.
+
+        Raises:
+            TrainingError: `limit` such steps came in a row.
+        """
+        self.total += 1
+        self.in_a_row = self.in_a_row + 1 if counts else 0
+        if self.in_a_row >= self.limit:
+            raise TrainingError(
+                f"step {step}: {self.in_a_row} skipped steps in a row ({reason}). Lower the learning rate in the "
+                "DeepSpeed JSON or look at the data of these steps, then go on with --resume auto; "
+                "run.max_skipped is the limit"
+            )
+
+
+def not_finite(losses: Iterable[Losses]) -> list[str]:
+    """Names of the parts that are not finite in these micro batches; waits for the device."""
+    return sorted({name for loss in losses for name in Losses._fields[1:] if not getattr(loss, name).isfinite()})

@@ -1,0 +1,109 @@
+"""What a run tells: lines for people, JSON lines and TensorBoard for tools, a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from simvtp_ds.types import Losses
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory so far in GiB: of the device's allocator on a GPU, of the process on a CPU."""
+    if device.type == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return torch.cuda.max_memory_allocated(device) / 2**30
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the JSON lines of steps after `step`: a resumed run makes those steps again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line).get("step", 0) <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue  # torn by a crash
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+
+
+@dataclass
+class Window:
+    """Sums since the last log line."""
+
+    data_wait: float
+    steps: list[int] = field(default_factory=list)
+    losses: list[torch.Tensor] = field(default_factory=list)  # float32 [5] each, on the device
+    started: float = field(default_factory=time.perf_counter)
+
+
+class Journal:
+    """Writes what the main rank has to say. Losses stay on the device until a log line is due."""
+
+    def __init__(self, folder: Path, total_steps: int, first_step: int) -> None:
+        forget_after(folder / "metrics.jsonl", first_step)
+        self.lines = (folder / "log.txt").open("a", buffering=1)
+        self.json = (folder / "metrics.jsonl").open("a", buffering=1)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self.console = Console(file=sys.stderr)
+        self.progress = Progress(
+            TextColumn("[bold]step"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[told]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task("", total=total_steps, completed=first_step, told="")
+        self.total_steps = total_steps
+        self.progress.start()
+
+    def say(self, line: str) -> None:
+        """One line to the log file and to the terminal."""
+        self.lines.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        if self.progress.disable:
+            print(line, flush=True)
+        else:
+            self.progress.console.print(line, markup=False, highlight=False)
+
+    def event(self, **values: Any) -> None:
+        """One JSON line."""
+        self.json.write(json.dumps(values) + "\n")
+
+    def steps(self, steps: list[int], losses: list[list[float]], told: dict[str, float]) -> None:
+        """The steps since the last call: their losses, and one set of rates for the last of them."""
+        for step, values in zip(steps, losses, strict=True):
+            named = dict(zip(Losses._fields, values, strict=True))
+            self.event(step=step, **named, **(told if step == steps[-1] else {}))
+            for name, value in named.items():
+                self.board.add_scalar(f"loss/{name}", value, step)
+        for name, value in told.items():
+            self.board.add_scalar(f"train/{name}", value, steps[-1])
+        last = dict(zip(Losses._fields, losses[-1], strict=True))
+        parts = " ".join(f"{name} {value:.4f}" for name, value in last.items())
+        rates = f"lr {told['lr']:.2e} {told['clips_per_s']:.1f} clips/s wait {100 * told['data_wait_share']:.0f} %"
+        self.progress.update(self.task, completed=steps[-1], told=f"total {last['total']:.3f} {rates}")
+        left = (self.total_steps - steps[-1]) * told["seconds_per_step"]
+        self.say(f"step {steps[-1]}/{self.total_steps} {parts} {rates} left {left / 60:.1f} min")
+
+    def close(self) -> None:
+        """Flush everything."""
+        self.progress.stop()
+        self.board.close()
+        self.lines.close()
+        self.json.close()

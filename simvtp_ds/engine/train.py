@@ -1,0 +1,195 @@
+"""The loop that drives DeepSpeed: batch, forward, backward, step, log, save."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simvtp_ds.data.loader import Loader
+from simvtp_ds.ds_settings import DeepSpeedSettings
+from simvtp_ds.engine import checkpoint
+from simvtp_ds.engine.failures import (
+    SkippedSteps,
+    StopRequest,
+    Watchdog,
+    keep_output_writable,
+    not_finite,
+)
+from simvtp_ds.engine.meters import Journal, Window, memory_gib
+from simvtp_ds.engine.ranks import Control, Rank
+from simvtp_ds.engine.schedule import Schedule, set_learning_rate
+from simvtp_ds.types import Batch, Losses
+
+
+def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
+    """Reseed the generators that dropout draws from, so that a resumed step drops what the original step dropped."""
+    digest = hashlib.blake2b(f"dropout {seed} {step} {micro} {rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def start_engine(task: torch.nn.Module, groups: list[dict], settings: DeepSpeedSettings) -> Any:
+    """The DeepSpeed engine around a task; optimizer, dtype and ZeRO come from the user's JSON as it is."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(model=task, model_parameters=groups, config=settings.raw)
+    return engine
+
+
+@dataclass
+class Trainer:
+    """One run on one rank: what `train` needs at every step."""
+
+    engine: Any
+    loader: Loader
+    settings: DeepSpeedSettings
+    schedule: Schedule
+    position: checkpoint.Position  # of the first step
+    run: Path
+    rank: Rank
+    control: Control
+    save_every: int
+    keep: int
+    log_every: int
+    max_skipped: int
+    step_timeout: float
+    journal: Journal | None  # on the main rank
+
+    def say(self, line: str) -> None:
+        """One line, from the main rank."""
+        if self.journal is not None:
+            self.journal.say(line)
+
+    def train_step(self, step: int, batches: Iterator[Batch]) -> list[Losses]:
+        """One global step: forward and backward over the accumulated micro batches, one update."""
+        multiplier = self.schedule.multiplier(step)
+        set_learning_rate(self.engine.optimizer.param_groups, self.settings.lr, multiplier)
+        losses = []
+        for micro in range(self.settings.accumulation):
+            batch = next(batches).to(self.engine.device)
+            seed_dropout(self.position.seed, step, micro, self.rank.rank)
+            loss = self.engine(batch)
+            self.engine.backward(loss.total)  # DeepSpeed divides by the accumulation
+            if (
+                self.settings.zero_stage == 0
+                and self.settings.dtype == "fp32"
+                and micro + 1 == self.settings.accumulation
+            ):
+                self._drop_bad_gradients()
+            self.engine.step()
+            losses.append(Losses(*(part.detach() for part in loss)))
+        return losses
+
+    def _drop_bad_gradients(self) -> None:
+        """DeepSpeed skips an update whose gradients are not finite, except without ZeRO in fp32: do it here.
+
+        The gradients are those of all ranks already, so every rank decides alike.
+        """
+        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        finite = bool(norm.isfinite())
+        self.engine.optimizer.overflow = not finite
+        self.engine.optimizer._global_grad_norm = float(norm)
+        if not finite:
+            for parameter in self.engine.module.parameters():
+                parameter.grad = None  # the optimizer passes over parameters without a gradient
+
+    def check_skipped(self, step: int, losses: list[Losses], skipped: SkippedSteps) -> None:
+        """Say why the update was left out, and stop the run if that will not mend by itself."""
+        if not getattr(self.engine.optimizer, "overflow", False):
+            skipped.applied()
+            return
+        found = self.control.gather(not_finite(losses))
+        bad = {rank: parts for rank, parts in enumerate(found) if parts}
+        scale = self.loss_scale()
+        if bad:
+            reason = "; ".join(f"{', '.join(parts)} not finite on rank {rank}" for rank, parts in bad.items())
+        else:
+            reason = f"gradient not finite at loss scale {scale:g}"
+        floor = self.settings.raw.get("fp16", {}).get("min_loss_scale", 1)
+        self.say(f"step {step + 1} skipped: {reason}")
+        skipped.skipped(step + 1, reason, counts=bool(bad) or self.settings.dtype != "fp16" or scale <= floor)
+
+    def loss_scale(self) -> float:
+        """The fp16 loss scale, 1 for other dtypes."""
+        return float(getattr(self.engine.optimizer, "cur_scale", 1.0)) if self.settings.dtype == "fp16" else 1.0
+
+    def log(self, window: Window, step: int) -> None:
+        """Average the window's losses over ranks and write them; the only place where the host waits for the device."""
+        losses = torch.stack(window.losses)
+        if self.rank.world_size > 1:
+            torch.distributed.all_reduce(losses)
+            losses /= self.rank.world_size
+        values = losses.tolist()
+        elapsed = time.perf_counter() - window.started
+        waited = self.loader.wait_seconds - window.data_wait
+        norm = self.engine.get_global_grad_norm()
+        told = {
+            "lr": self.settings.lr * self.schedule.multiplier(step - 1),
+            "loss_scale": self.loss_scale(),
+            "grad_norm": math.nan if norm is None else float(norm),
+            "clips_per_s": len(window.steps) * self.position.global_batch / elapsed,
+            "data_wait_share": min(1.0, waited / elapsed),
+            "memory_gib": memory_gib(self.engine.device),
+            "seconds_per_step": elapsed / len(window.steps),
+        }
+        if self.journal is not None:
+            self.journal.steps(window.steps, values, {k: v for k, v in told.items() if math.isfinite(v)})
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint; all ranks together."""
+        keep_output_writable()
+        started = time.perf_counter()
+        position = checkpoint.Position(**{**asdict(self.position), "step": step})
+        folder = checkpoint.save(self.engine, self.run, position, self.rank, self.control, self.keep)
+        self.say(f"checkpoint {folder} written in {time.perf_counter() - started:.1f} s")
+
+    def train(self) -> str:
+        """Run to the last step, or until a signal asks to stop.
+
+        Returns:
+            "finished", or "stopped" after a checkpoint that the next start resumes from.
+
+        Raises:
+            TrainingError: the run cannot go on; its message says why and what to do.
+        """
+        stop, watchdog, skipped = StopRequest(), Watchdog(self.step_timeout), SkippedSteps(self.max_skipped)
+        batches = iter(self.loader)
+        saved = first = self.position.step
+        window = Window(self.loader.wait_seconds)
+        outcome = "finished"
+        for step in range(first, self.schedule.total_steps):
+            losses = self.train_step(step, batches)
+            self.check_skipped(step, losses, skipped)
+            done = step + 1
+            window.steps.append(done)
+            window.losses.append(torch.stack([torch.stack(loss) for loss in losses]).float().mean(0))
+            stopping = any(self.control.gather(stop.signal))
+            if stopping:
+                keep_output_writable()
+            if done % self.log_every == 0 or done in (first + 1, self.schedule.total_steps) or stopping:
+                self.log(window, done)
+                window = Window(self.loader.wait_seconds)
+            watchdog.feed()
+            if done % self.save_every == 0 or done == self.schedule.total_steps or stopping:
+                self.save(done)
+                saved = done
+                watchdog.feed()
+            if stopping and done < self.schedule.total_steps:
+                self.say(f"stopped by {stop.name()} after step {done}: resume me with --resume auto")
+                outcome = "stopped"
+                break
+        watchdog.stop()
+        self.say(f"{outcome} at step {saved}: {seen_and_bad(self.loader)}; {skipped.total} steps skipped")
+        return outcome
+
+
+def seen_and_bad(loader: Loader) -> str:
+    """This rank's clips in words."""
+    return f"{loader.clips_seen} clips on this rank, {loader.clips_bad} bad and replaced"

@@ -1,0 +1,100 @@
+"""One page about a run, from the files that the run and the evaluation wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from simvtp_ds.types import Losses
+
+PARTS = Losses._fields[1:]
+LAST = 10  # steps that the last losses are averaged over: single steps are noisy
+
+
+def _read_json(path: Path, made_by: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: {made_by} writes it") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): {made_by} writes it") from error
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The steps of a run in order; a last line torn by a crash is left out.
+
+    Raises:
+        ValueError: the file is missing or has no step.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: a training run writes it")
+    steps = []
+    for line in path.read_text().splitlines():
+        try:
+            steps.append(json.loads(line))
+        except ValueError:
+            continue
+    if not steps:
+        raise ValueError(f"{path} has no step: the run ended before its first log line")
+    return steps
+
+
+def build_report(run: Path) -> dict[str, Any]:
+    """The figures of a run.
+
+    Returns:
+        world_size, zero_stage, optimizer, dtype, steps, clips_per_s and data_wait_share (averages over the logged
+        steps after the first), loss_first, loss_last (each of the four losses; last: mean of the last 10 steps) and
+        retrieval, if `launch/evaluate.py` wrote zero_shot.json beside it. Recalls are in percent.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+    """
+    environment = _read_json(run / "environment.json", "launch/pretrain.py")
+    metrics = read_metrics(run / "metrics.jsonl")
+    rates = [m for m in metrics if "clips_per_s" in m]
+    rates = rates[1:] or rates  # the first step pays for starting
+    report: dict[str, Any] = {
+        **{name: environment[name] for name in ("world_size", "zero_stage", "optimizer", "dtype")},
+        "steps": metrics[-1]["step"],
+        "clips_per_s": sum(m["clips_per_s"] for m in rates) / len(rates),
+        "data_wait_share": sum(m["data_wait_share"] for m in rates) / len(rates),
+        "loss_first": {part: metrics[0][part] for part in PARTS},
+        "loss_last": {part: sum(m[part] for m in metrics[-LAST:]) / len(metrics[-LAST:]) for part in PARTS},
+    }
+    if (run / "zero_shot.json").is_file():
+        found = _read_json(run / "zero_shot.json", "launch/evaluate.py")
+        report["retrieval"] = {
+            "queries": found["queries"],
+            "chance_R@1": found["chance_R@1"],
+            "zero_shot": {way: found[way] for way in ("t2v", "v2t")},
+        }
+    return report
+
+
+def summary(report: dict[str, Any], run: Path) -> str:
+    """The report as a page of text."""
+    lines = [
+        f"run        {run}",
+        f"trained    {report['steps']} steps on {report['world_size']} ranks, ZeRO-{report['zero_stage']}, "
+        f"{report['dtype']}, {report['optimizer']}",
+        f"speed      {report['clips_per_s']:.1f} clips/s, {100 * report['data_wait_share']:.0f} % waiting for data",
+        "",
+        "loss       first    last",
+    ]
+    names = {"mvm": "pixels", "mlm": "words", "vtc": "contrast", "vtm": "matching"}
+    for part in PARTS:
+        lines.append(f"  {part} {report['loss_first'][part]:9.4f} {report['loss_last'][part]:7.4f}   {names[part]}")
+    if "retrieval" in report:
+        found = report["retrieval"]
+        lines += [
+            "",
+            f"zero-shot retrieval, {found['queries']} queries, chance R@1 {found['chance_R@1']:.2f} %",
+            "                   R@1    R@5   R@10   MdR",
+        ]
+        for way, name in (("t2v", "text to video"), ("v2t", "video to text")):
+            values = found["zero_shot"][way]
+            recalls = " ".join(f"{values[f'R@{k}']:6.1f}" for k in (1, 5, 10))
+            lines.append(f"  {name}  {recalls} {values['MdR']:5.1f}")
+    return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""What the scripts in launch/ share: the command line of a training run, and one clear line for an error."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from simvtp_ds.config import config_parser, instantiate
+
+
+@dataclass(frozen=True)
+class Options:
+    """A parsed command line."""
+
+    config: Any
+    deepspeed_config: str
+    resume: str
+
+
+def parse(arguments: list[str], config_class: type, default_preset: str, description: str) -> Options:
+    """Parse the command line of a training script.
+
+    `--preset` decides the defaults, so it is looked for first. `--deepspeed` and `--local_rank` are what DeepSpeed's
+    launcher and older scripts pass; they carry nothing that is needed.
+
+    Raises:
+        ValueError: a value is impossible, or --deepspeed_config is missing.
+    """
+    preset = default_preset
+    for i, argument in enumerate(arguments):
+        if argument == "--preset" and i + 1 < len(arguments):
+            preset = arguments[i + 1]
+        elif argument.startswith("--preset="):
+            preset = argument.split("=", 1)[1]
+    parser = config_parser(config_class, preset, description)
+    parser.add_argument("--preset", default=preset, help="defaults of all fields: a file of simvtp_ds/presets")
+    parser.add_argument("--deepspeed_config", default="", help="DeepSpeed JSON, such as ds_configs/zero2_bf16.json")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        help="auto: go on from the newest undamaged checkpoint of --run.dir, if there is one; none: refuse a folder "
+        "that has some; or the path of a checkpoint",
+    )
+    parser.add_argument("--deepspeed", action="store_true", help="accepted for DeepSpeed's sake; it is always on")
+    parser.add_argument("--local_rank", type=int, default=-1, help="set by the launcher")
+    parsed = parser.parse_args(arguments)
+    if not parsed.deepspeed_config:
+        raise ValueError("--deepspeed_config is missing: name a DeepSpeed JSON, such as ds_configs/zero2_bf16.json")
+    return Options(instantiate(parser, parsed, config_class), parsed.deepspeed_config, parsed.resume)
+
+
+@contextmanager
+def one_line(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors that a person can mend into one line on stderr and exit code 1; all others keep their traceback.
+
+    The first process of each host speaks; the others wait a moment, because the launcher ends everybody as soon as
+    one has ended.
+    """
+    try:
+        yield
+    except kinds as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error on {platform.node()}: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(3)
+        raise SystemExit(1) from error

@@ -1,0 +1,46 @@
+"""The tensors that travel through the engine, each named once.
+
+Dimensions: B clips, T frames, H and W pixels, C = 3 colours, N = Nv + Nh tokens of a clip,
+L words of a caption (padded to the longest of the batch), K hidden words of the whole batch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One micro batch of one rank. A NamedTuple, because DeepSpeed ZeRO-3 looks into tuples for tensors.
+
+    Frames stay bytes until they are on the device; masks are index tensors, so nothing has to wait for the device.
+    """
+
+    frames: Tensor  # uint8 [B, T, H, W, C], RGB
+    visible: Tensor  # int64 [B, Nv], ascending token indices in (t h w) order that the encoder sees
+    hidden: Tensor  # int64 [B, Nh], ascending token indices to be rebuilt
+    words: Tensor  # int64 [B, L], token ids with [CLS] and [SEP]; hidden words already replaced by [MASK]
+    word_mask: Tensor  # bool [B, L], True where there is a word, False on padding
+    hidden_words: Tensor  # int64 [K], flat positions b * L + l of the hidden words
+    hidden_word_ids: Tensor  # int64 [K], the token ids that stood there
+    negative: Tensor  # int64 [B], index in this batch of the video that does not belong to caption b
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """The same batch on `device`."""
+        return Batch(*(t.to(device, non_blocking=non_blocking) for t in self))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked host memory, so that copies to the GPU do not block."""
+        return Batch(*(t.pin_memory() for t in self))
+
+
+class Losses(NamedTuple):
+    """Scalars, float32 []; `total` carries the graph, the four parts are detached and unweighted."""
+
+    total: Tensor
+    mvm: Tensor  # masked video modelling
+    mlm: Tensor  # masked language modelling
+    vtc: Tensor  # video-text contrast
+    vtm: Tensor  # video-text matching

@@ -1,0 +1,19 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real clips, odd files, annotations and golden numbers beside the checkout; a fresh clone has none."""
+    folder = Path(os.environ.get("SIMVTP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder} (set SIMVTP_SHARED to its folder)")
+    return folder

@@ -1,0 +1,194 @@
+"""A small rendered corpus, and real launches on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DRIVERS = Path(__file__).parent / "drivers"
+
+TINY = {
+    "data.num_frames": 4,
+    "data.image_size": 32,
+    "data.workers": 1,
+    "model.width": 32,
+    "model.depth": 2,
+    "model.heads": 2,
+    "model.decoder_width": 16,
+    "model.decoder_depth": 1,
+    "model.decoder_heads": 2,
+    "model.patch_size": 8,
+    "masks.tube_ratio": 0.75,
+    "schedule.max_steps": 6,
+    "schedule.warmup_epochs": 0.5,
+    "run.log_every": 2,
+    "run.save_every": 3,
+}
+
+
+def deepspeed_json(stage: int = 2, micro: int = 4, accumulation: int = 1, **sections: Any) -> dict[str, Any]:
+    """A DeepSpeed configuration for the tiny model."""
+    return {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": stage},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.05}},
+        "steps_per_print": 1000000,
+        **sections,
+    }
+
+
+@dataclass
+class Launch:
+    """A started run."""
+
+    process: subprocess.Popen[str]
+    run: Path
+    started: float = field(default_factory=time.monotonic)
+
+    def wait(self, timeout: float = 240) -> tuple[int, str]:
+        """Exit code and output."""
+        try:
+            output, _ = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            output, _ = self.process.communicate()
+            raise AssertionError(f"the run did not end within {timeout} s:\n{output[-4000:]}") from None
+        return self.process.returncode, output
+
+    def succeed(self, timeout: float = 240) -> str:
+        """Output of a run that must exit with 0."""
+        code, output = self.wait(timeout)
+        assert code == 0, output[-6000:]
+        return output
+
+    def wait_for_step(self, step: int, timeout: float = 120) -> None:
+        """Return when step `step` stands in the metrics."""
+        deadline = time.monotonic() + timeout
+        while not any(m["step"] >= step for m in metrics(self.run)):
+            assert self.process.poll() is None, self.process.communicate()[0][-6000:]
+            assert time.monotonic() < deadline, f"step {step} was not reached within {timeout} s"
+            time.sleep(0.1)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Whole lines of a run's metrics."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def losses(run: Path) -> dict[int, tuple[float, ...]]:
+    """The five losses of each step."""
+    return {m["step"]: tuple(m[name] for name in ("total", "mvm", "mlm", "vtc", "vtm")) for m in metrics(run)}
+
+
+class Launcher:
+    """Starts runs on the corpus; see the methods."""
+
+    def __init__(self, corpus: Path, folder: Path) -> None:
+        self.corpus, self.folder = corpus, folder
+        self.port = 20000 + os.getpid() % 20000
+
+    def arguments(self, run: str, config: dict[str, Any], fields: dict[str, Any]) -> list[str]:
+        """Arguments of launch/pretrain.py."""
+        path = self.folder / f"{run}.json"
+        path.write_text(json.dumps(config))
+        merged = {"data.manifest": self.corpus, "run.dir": self.folder / run, **TINY, **fields}
+        return ["--deepspeed_config", str(path), *(word for k, v in merged.items() for word in (f"--{k}", str(v)))]
+
+    def start(self, command: list[str], run: str, **variables: str) -> Launch:
+        """Start a command in a process group of its own."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+        environment.pop("LOCAL_RANK", None)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        return Launch(process, self.folder / run)
+
+    def torchrun(
+        self, run: str, config: dict[str, Any], ranks: int = 2, driver: str = "launch/pretrain.py", **fields: Any
+    ) -> Launch:
+        """Ranks started by torchrun; the quickest of the launchers."""
+        self.port += 1
+        fields = {k.replace("__", "."): v for k, v in fields.items()}
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
+        command += [f"--master_port={self.port}", str(ROOT / driver), *self.arguments(run, config, fields)]
+        return self.start(command, run)
+
+    def deepspeed(self, run: str, config: dict[str, Any], ranks: int = 2, **fields: Any) -> Launch:
+        """Ranks started by the deepspeed command from a hostfile of this host."""
+        self.port += 1
+        fields = {k.replace("__", "."): v for k, v in fields.items()}
+        command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", "hostfiles/localhost"]
+        command += ["--no_ssh_check", "--master_addr", "127.0.0.1", f"--master_port={self.port}"]
+        command += ["--num_accelerators", str(ranks), "launch/pretrain.py", *self.arguments(run, config, fields)]
+        return self.start(command, run)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 rendered clips, prepared with the command that a person would use."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for command in (
+        ["launch/render_corpus.py", "--out", f"{folder}/videos", "--train", "64", "--test", "16", "--seed", "0"],
+        ["launch/prepare.py", f"{folder}/videos/train.json", "--out", f"{folder}/train", "--vocab-size", "1000"],
+        [
+            "launch/prepare.py",
+            f"{folder}/videos/test.json",
+            "--out",
+            f"{folder}/test",
+            "--tokenizer",
+            f"{folder}/train",
+        ],
+    ):
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, timeout=120)
+    return folder / "train"
+
+
+@pytest.fixture(scope="module")
+def launcher(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Starts runs in a folder of the test module's own."""
+    yield Launcher(corpus, tmp_path_factory.mktemp("runs"))
+
+
+@contextmanager
+def no_process_left(marker: str) -> Iterator[None]:
+    """Fails if a process whose command line holds `marker` outlives the block by more than 10 s."""
+    yield
+    deadline = time.monotonic() + 10
+    while left := processes(marker):
+        assert time.monotonic() < deadline, f"processes left behind: {left}"
+        time.sleep(0.2)
+
+
+def processes(marker: str) -> list[int]:
+    """Ids of the processes whose command line or environment folder holds `marker`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if marker in (entry / "cmdline").read_text():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found

@@ -1,0 +1,16 @@
+"""launch/pretrain.py with fp16 allowed on the CPU, where DeepSpeed refuses it: exercises loss scaling without a GPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+if __name__ == "__main__":
+    from deepspeed.accelerator import get_accelerator
+
+    from launch.pretrain import main
+
+    get_accelerator().is_fp16_supported = lambda: True
+    main(sys.argv[1:])

@@ -1,0 +1,264 @@
+"""Real runs: what they learn does not depend on ranks, stages or interruptions, and nothing stops them for good."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from simvtp_ds.engine.checkpoint import newest_valid, steps_of
+from tests.integration.conftest import (
+    ROOT,
+    TINY,
+    Launcher,
+    deepspeed_json,
+    losses,
+    metrics,
+    no_process_left,
+    processes,
+)
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def undisturbed(launcher: Launcher) -> Path:
+    """Six steps, checkpoints after 3 and 6, on two ranks under the deepspeed launcher."""
+    launch = launcher.deepspeed("undisturbed", deepspeed_json(accumulation=2))
+    output = launch.succeed()
+    assert "finished at step 6" in output
+    return launch.run
+
+
+def test_a_run_leaves_what_a_person_and_a_tool_need(undisturbed: Path) -> None:
+    for name in ("config.yaml", "deepspeed.json", "environment.json", "log.txt", "tokenizer/tokenizer.json"):
+        assert (undisturbed / name).stat().st_size > 0
+    assert json.loads((undisturbed / "deepspeed.json").read_text()) == deepspeed_json(accumulation=2)
+    assert json.loads((undisturbed / "environment.json").read_text())["optimizer"] == "FusedAdam"
+    assert list((undisturbed / "tensorboard").glob("events.*"))
+    assert sorted(losses(undisturbed)) == [1, 2, 3, 4, 5, 6]
+    last = metrics(undisturbed)[-1]
+    assert {"lr", "grad_norm", "clips_per_s", "data_wait_share", "memory_gib", "loss_scale"} <= set(last)
+
+
+def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(undisturbed: Path, launcher: Launcher) -> None:
+    resumed = launcher.folder / "resumed"
+    shutil.copytree(undisturbed, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step_00000006")
+    output = launcher.torchrun("resumed", deepspeed_json(accumulation=2)).succeed()
+    assert "resumed from" in output
+    assert losses(resumed) == losses(undisturbed)
+    ours, theirs = (load_file(run / "checkpoints/step_00000006/weights.safetensors") for run in (resumed, undisturbed))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_made_again(undisturbed: Path, launcher: Launcher) -> None:
+    damaged = launcher.folder / "damaged"
+    shutil.copytree(undisturbed, damaged)
+    shard = next((damaged / "checkpoints" / "step_00000006").glob("*optim_states.pt"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert newest_valid(damaged) == damaged / "checkpoints" / "step_00000003"
+    output = launcher.torchrun("damaged", deepspeed_json(accumulation=2)).succeed()
+    assert "checkpoint step_00000006 is passed over" in output
+    assert losses(damaged) == losses(undisturbed)
+    assert newest_valid(damaged) == damaged / "checkpoints" / "step_00000006"
+
+
+def test_two_ranks_learn_what_one_process_learns(launcher: Launcher) -> None:
+    fields = {"model__text_dropout": 0.0}  # dropout differs between ranks by intention
+    one = launcher.torchrun("one", deepspeed_json(stage=0, micro=8), ranks=1, **fields)
+    one.succeed()
+    for stage in (0, 1, 2, 3):
+        two = launcher.torchrun(f"two_stage_{stage}", deepspeed_json(stage=stage, micro=4), ranks=2, **fields)
+        two.succeed()
+        for step, expected in losses(one.run).items():
+            assert losses(two.run)[step] == pytest.approx(expected, rel=2e-5), f"stage {stage}, step {step}"
+
+
+def test_bf16_stays_close_to_fp32(launcher: Launcher) -> None:
+    runs = {}
+    for dtype, sections in (("fp32", {}), ("bf16", {"bf16": {"enabled": True}})):
+        launch = launcher.torchrun(dtype, deepspeed_json(**sections))
+        launch.succeed()
+        runs[dtype] = losses(launch.run)
+    for step, expected in runs["fp32"].items():
+        assert runs["bf16"][step] == pytest.approx(expected, rel=0.02), f"step {step}"
+    assert runs["bf16"] != runs["fp32"]
+
+
+def test_a_killed_rank_ends_the_run_and_the_next_start_goes_on(launcher: Launcher) -> None:
+    config = deepspeed_json()
+    launch = launcher.deepspeed("killed", config, schedule__max_steps=100000, run__save_every=5)
+    with no_process_left(str(launch.run)):
+        launch.wait_for_step(6)
+        ranks = [p for p in processes(str(launch.run)) if b"--local_rank=1" in Path(f"/proc/{p}/cmdline").read_bytes()]
+        victims = [p for p in ranks if b"deepspeed.launcher" not in Path(f"/proc/{p}/cmdline").read_bytes()]
+        os.kill(victims[0], signal.SIGKILL)
+        code, _ = launch.wait(timeout=60)
+        assert code != 0
+    newest = newest_valid(launch.run)
+    assert newest is not None
+    steps = int(newest.name.removeprefix("step_")) + 2
+    again = launcher.deepspeed("killed", config, schedule__max_steps=steps, run__save_every=5)
+    assert f"resumed from {newest}" in again.succeed()
+    assert max(losses(launch.run)) == steps
+
+
+def test_a_signal_to_one_rank_saves_on_all_and_exits_with_0(launcher: Launcher) -> None:
+    launch = launcher.torchrun("signalled", deepspeed_json(), schedule__max_steps=100000, run__save_every=100000)
+    launch.wait_for_step(2)
+    ranks = [
+        p for p in processes(str(launch.run)) if b"torch.distributed.run" not in Path(f"/proc/{p}/cmdline").read_bytes()
+    ]
+    os.kill(ranks[-1], signal.SIGUSR1)
+    output = launch.succeed(timeout=60)
+    assert "resume me with --resume auto" in output
+    newest = newest_valid(launch.run)
+    assert newest is not None
+    assert int(newest.name.removeprefix("step_")) == max(losses(launch.run))
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_on_all(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    monkeypatch.setenv("NAN_STEPS", "2")
+    driver = "tests/integration/drivers/nan_on_rank_1.py"
+    launch = launcher.torchrun(f"nan_{stage}", deepspeed_json(stage=stage), driver=driver)
+    output = launch.succeed()
+    assert "step 2 skipped: mlm not finite on rank 1" in output
+    assert "1 steps skipped" in output
+    weights = load_file(launch.run / "checkpoints/step_00000006/weights.safetensors")
+    assert all(w.isfinite().all() for w in weights.values())
+
+
+def test_losses_that_stay_not_finite_end_the_run_and_leave_the_checkpoint(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAN_STEPS", ",".join(map(str, range(4, 100))))
+    driver = "tests/integration/drivers/nan_on_rank_1.py"
+    launch = launcher.torchrun("nans", deepspeed_json(), driver=driver, schedule__max_steps=50, run__max_skipped=5)
+    code, output = launch.wait()
+    assert code != 0
+    assert "step 8: 5 skipped steps in a row (mlm not finite on rank 1)" in output
+    newest = newest_valid(launch.run)
+    assert newest is not None
+    assert all(w.isfinite().all() for w in load_file(newest / "weights.safetensors").values())
+
+
+def test_fp16_scales_the_loss_skips_overflows_and_goes_on(launcher: Launcher) -> None:
+    fp16 = {"enabled": True, "initial_scale_power": 32, "hysteresis": 1, "loss_scale_window": 1000}
+    driver = "tests/integration/drivers/fp16_on_cpu.py"
+    launch = launcher.torchrun(
+        "fp16", deepspeed_json(fp16=fp16), driver=driver, schedule__max_steps=40, run__log_every=1, run__max_skipped=3
+    )
+    output = launch.succeed()
+    scales = [m["loss_scale"] for m in metrics(launch.run)]
+    assert "skipped: gradient not finite at loss scale" in output
+    assert scales[-1] < 2**32
+    assert scales[-1] == scales[-5], "the scale has not settled"
+    weights = load_file(launch.run / "checkpoints/step_00000040/weights.safetensors")
+    assert all(w.isfinite().all() for w in weights.values())
+
+
+def test_a_disk_that_cannot_take_the_checkpoint_ends_the_run_and_keeps_the_earlier_one(
+    undisturbed: Path, launcher: Launcher
+) -> None:
+    full = launcher.folder / "full"
+    shutil.copytree(undisturbed, full)
+    shutil.rmtree(full / "checkpoints" / "step_00000006")
+    biggest = max(p.stat().st_size for p in (full / "checkpoints").rglob("*") if p.is_file())
+    arguments = launcher.arguments("full", deepspeed_json(accumulation=2), {})
+    script = f'ulimit -f {biggest // 1024 // 2}; exec "$@"'
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29777"]
+    command = ["bash", "-c", script, "full", *torchrun, "launch/pretrain.py", *arguments]
+    code, output = launcher.start(command, "full").wait()
+    assert code != 0
+    assert "could not be written" in output and "earlier ones are intact" in output
+    assert newest_valid(full) == full / "checkpoints" / "step_00000003"
+    assert [p.name for p in (full / "checkpoints").iterdir()] == ["step_00000003"]
+
+
+def test_srun_variables_alone_start_a_run(launcher: Launcher) -> None:
+    arguments = launcher.arguments("slurm", deepspeed_json(), {"schedule.max_steps": 2})
+    starts = []
+    for rank in (0, 1):
+        variables = {
+            "SLURM_STEP_ID": "0",
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": str(rank),
+            "SLURM_LOCALID": str(rank),
+            "SLURM_STEP_NODELIST": "127.0.0.1",
+            "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_STEP_TASKS_PER_NODE": "2",
+        }
+        starts.append(launcher.start([sys.executable, "launch/pretrain.py", *arguments], "slurm", **variables))
+    for start in starts:
+        start.succeed()
+    assert sorted(losses(launcher.folder / "slurm")) == [1, 2]
+
+
+def test_only_the_newest_checkpoints_are_kept(launcher: Launcher) -> None:
+    launch = launcher.torchrun("kept", deepspeed_json(), ranks=1, run__save_every=1, run__keep=2)
+    launch.succeed()
+    assert [p.name for p in steps_of(launch.run)] == ["step_00000006", "step_00000005"]
+    assert len(list((launch.run / "checkpoints").iterdir())) == 2
+
+
+def test_clips_that_vanish_are_replaced_counted_and_named(launcher: Launcher, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    shutil.copytree(launcher.corpus.parent / "videos", videos)
+    prepare = [sys.executable, "launch/prepare.py", f"{videos}/train.json", "--out", f"{tmp_path}/data"]
+    subprocess.run([*prepare, "--vocab-size", "1000"], cwd=ROOT, check=True, timeout=120)
+    gone = sorted((videos / "train").glob("*.mp4"))[:2]
+    for path in gone:
+        path.unlink()
+    fields = {"data__manifest": tmp_path / "data", "data__max_bad_share": 0.2, "schedule__max_steps": 16}
+    launch = launcher.torchrun("vanished", deepspeed_json(), ranks=1, **fields)
+    output = launch.succeed()
+    assert max(losses(launch.run)) == 16
+    named = {json.loads(line)["uri"] for line in (launch.run / "bad_clips/rank_0.jsonl").read_text().splitlines()}
+    assert named == {str(path) for path in gone}
+    assert all(str(path) in output for path in gone)
+    fields["data__max_bad_share"] = 0.01
+    code, output = launcher.torchrun("too_many", deepspeed_json(), ranks=1, **fields).wait()
+    assert code != 0
+    assert "max_bad_share" in output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--data.manifest", "/nowhere"], "/nowhere"),
+        (["--deepspeed_config", "ds_configs/zero2.json"], "zero2_bf16.json"),
+        (["--deepspeed_config", "/nowhere.json"], "/nowhere.json"),
+        (["--data.image_size", "33"], "data.image_size 33"),
+        (["--preset", "nosuch"], "pretrain_webvid"),
+        (["--resume", "/nowhere"], "/nowhere"),
+        (["--schedule.max_steps", "-1"], "max_steps"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_clear_line(launcher: Launcher, change: list[str], message: str) -> None:
+    command = [sys.executable, "launch/pretrain.py", *launcher.arguments("refused", deepspeed_json(), {}), *change]
+    code, output = launcher.start(command, "refused").wait()
+    assert code != 0
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_help_explains_every_field() -> None:
+    command = [sys.executable, "launch/pretrain.py", "--help"]
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in TINY:
+        assert f"--{name}" in text
+    assert "(type: " in text

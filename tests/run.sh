@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Everything that must hold: lint, format, types, unit tests, integration tests.
+#   bash tests/run.sh            all of it (about 15 minutes on two cores)
+#   bash tests/run.sh --unit     without the integration tests
+set -euo pipefail
+cd "$(dirname "$0")/.."
+unit_only=
+[ "${1:-}" = --unit ] && unit_only=1 && shift
+source launch/setup.sh "$PWD/tests/requirements.txt"
+ruff check .
+ruff format --check .
+pyright --warnings
+python -m pytest tests/unit "$@"
+[ -n "$unit_only" ] || python -m pytest tests/integration "$@"

@@ -1,0 +1,120 @@
+"""Two gloo ranks against one process on the joined batch, in value and gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from tiny import tiny_batch, tiny_model
+from torch.multiprocessing.spawn import spawn
+
+from simvtp_ds.config import ObjectiveConfig
+from simvtp_ds.objectives.contrastive import global_contrast, local_contrast
+from simvtp_ds.objectives.pretrain import PretrainTask
+from simvtp_ds.types import Batch
+
+WORLD = 2
+
+
+def features() -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and a weight: features of 6 clips are `inputs @ weight`, so a parameter is shared as in training."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(2, 6, 5, generator=generator), torch.randn(5, 5, generator=generator)
+
+
+def rank_batch(batch: Batch, rank: int) -> Batch:
+    """Clips 2 rank and 2 rank + 1 of a batch of 4 whose negatives stay within each pair."""
+    length = batch.words.shape[1]
+    clips = slice(2 * rank, 2 * rank + 2)
+    mine = (batch.hidden_words // length // 2) == rank
+    return batch._replace(
+        **{name: getattr(batch, name)[clips] for name in ("frames", "visible", "hidden", "words", "word_mask")},
+        hidden_words=batch.hidden_words[mine] - 2 * rank * length,
+        hidden_word_ids=batch.hidden_word_ids[mine],
+        negative=torch.tensor([1, 0]),
+    )
+
+
+def joined_batch(words_on: str) -> Batch:
+    """A batch of 4 whose hidden words lie on both ranks (unevenly) or on the first alone."""
+    batch = tiny_batch(4)._replace(negative=torch.tensor([1, 0, 3, 2]))
+    if words_on == "both":
+        return batch
+    first = batch.hidden_words < 2 * batch.words.shape[1]
+    return batch._replace(hidden_words=batch.hidden_words[first], hidden_word_ids=batch.hidden_word_ids[first])
+
+
+def work(rank: int, folder: str) -> None:
+    """One rank: the contrast alone and the whole task, losses and gradients saved for the test to look at."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+    results = {}
+    for name, contrast in (("global", global_contrast), ("local", local_contrast)):
+        inputs, weight = features()
+        weight.requires_grad_()
+        video, text = inputs[:, 3 * rank : 3 * rank + 3] @ weight
+        loss = contrast(video, text, 0.05)
+        loss.backward()
+        results[name] = (loss.detach(), [weight.grad])
+    for words_on in ("both", "first"):
+        model = tiny_model()
+        losses = PretrainTask(model, ObjectiveConfig())(rank_batch(joined_batch(words_on), rank))
+        losses.total.backward()
+        results[words_on] = (torch.stack([loss.detach() for loss in losses]), [p.grad for p in model.parameters()])
+    torch.save(results, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What each of two ranks found."""
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    spawn(work, args=(str(folder),), nprocs=WORLD)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD)]
+
+
+def mean_over_ranks(ranks: list[dict], name: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Loss and gradients averaged as data parallelism averages them."""
+    values, gradients = zip(*(rank[name] for rank in ranks), strict=True)
+    return torch.stack(values).mean(dim=0), [torch.stack(g).mean(dim=0) for g in zip(*gradients, strict=True)]
+
+
+def test_global_contrast_of_two_ranks_is_that_of_one_process_with_all_clips(ranks: list[dict]) -> None:
+    value, (gradient,) = mean_over_ranks(ranks, "global")
+    inputs, weight = features()
+    weight.requires_grad_()
+    video, text = inputs @ weight
+    expected = local_contrast(video, text, 0.05)
+    expected.backward()
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(gradient, weight.grad)
+
+
+def test_local_contrast_sees_the_clips_of_its_own_rank_only(ranks: list[dict]) -> None:
+    value, (gradient,) = mean_over_ranks(ranks, "local")
+    inputs, weight = features()
+    weight.requires_grad_()
+    video, text = inputs @ weight
+    expected = (local_contrast(video[:3], text[:3], 0.05) + local_contrast(video[3:], text[3:], 0.05)) / 2
+    expected.backward()
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(gradient, weight.grad)
+    assert (value - mean_over_ranks(ranks, "global")[0]).abs() > 0.1
+
+
+@pytest.mark.parametrize("words_on", ["both", "first"])
+def test_the_whole_task_on_two_ranks_is_that_of_one_process(ranks: list[dict], words_on: str) -> None:
+    model, batch = tiny_model(), joined_batch(words_on)
+    shares = [len(rank_batch(batch, rank).hidden_words) for rank in range(WORLD)]
+    assert shares[0] != shares[1]
+    assert (shares[1] == 0) is (words_on == "first")
+    losses = PretrainTask(model, ObjectiveConfig())(batch)
+    losses.total.backward()
+    values, gradients = mean_over_ranks(ranks, words_on)
+    torch.testing.assert_close(values, torch.stack([loss.detach() for loss in losses]), rtol=1e-5, atol=1e-6)
+    for (name, parameter), gradient in zip(model.named_parameters(), gradients, strict=True):
+        assert parameter.grad is not None, name
+        scale = parameter.grad.abs().max()
+        assert (gradient - parameter.grad).abs().max() <= 1e-4 * scale, name

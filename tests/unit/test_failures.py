@@ -1,0 +1,54 @@
+"""When skipped steps end a run, and what a broken pipe does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from simvtp_ds.engine.failures import SkippedSteps, TrainingError, not_finite
+from simvtp_ds.types import Losses
+
+
+def test_skipped_steps_in_a_row_end_the_run_and_an_applied_one_resets_the_count() -> None:
+    skipped = SkippedSteps(limit=3)
+    for step in (1, 2):
+        skipped.skipped(step, "why", counts=True)
+    skipped.applied()
+    for step in (4, 5):
+        skipped.skipped(step, "why", counts=True)
+    with pytest.raises(TrainingError, match=r"step 6: 3 skipped steps in a row \(why\)"):
+        skipped.skipped(6, "why", counts=True)
+    assert skipped.total == 5
+
+
+def test_overflows_that_a_smaller_scale_mends_do_not_end_the_run() -> None:
+    skipped = SkippedSteps(limit=2)
+    for step in range(20):
+        skipped.skipped(step, "overflow", counts=False)
+    assert skipped.in_a_row == 0
+
+
+def test_parts_that_are_not_finite_are_named() -> None:
+    fine = torch.zeros(())
+    losses = [Losses(fine, fine, fine * torch.nan, fine, fine), Losses(fine, fine, fine, fine, fine / 0)]
+    assert not_finite(losses) == ["mlm", "vtm"]
+
+
+def test_output_whose_reader_has_gone_is_sent_nowhere() -> None:
+    script = (
+        "import os, sys, time\n"
+        "from simvtp_ds.engine.failures import keep_output_writable\n"
+        "sys.stdin.readline()\n"
+        "keep_output_writable()\n"
+        "print('into the broken pipe', flush=True)\n"
+        "os._exit(7)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdin is not None
+    process.stdout.close()
+    process.stdin.write("go\n")
+    process.stdin.close()
+    assert process.wait(60) == 7

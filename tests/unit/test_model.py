@@ -1,0 +1,181 @@
+"""The model against Hugging Face's VideoMAE, and the behaviour its passes promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from einops import rearrange
+from tiny import IMAGE_SIZE, NUM_FRAMES, TINY, TOKENS, VOCABULARY, tiny_batch, tiny_model
+from transformers import VideoMAEConfig, VideoMAEForPreTraining
+
+from simvtp_ds.config import ModelConfig
+from simvtp_ds.model.blocks import Blocks
+from simvtp_ds.model.params import parameter_groups
+from simvtp_ds.model.patches import PIXEL_MEAN, PIXEL_STD, gather_patches
+from simvtp_ds.model.retrieval import TwoTower
+from simvtp_ds.model.simvtp import SimVTP
+from simvtp_ds.objectives.pixels import pixel_loss, pixel_target
+
+
+def huggingface_twin(model: SimVTP) -> VideoMAEForPreTraining:
+    """Hugging Face's VideoMAE with the weights of `model`."""
+    theirs = VideoMAEForPreTraining(
+        VideoMAEConfig(
+            image_size=IMAGE_SIZE,
+            patch_size=TINY.patch_size,
+            num_frames=NUM_FRAMES,
+            tubelet_size=TINY.tubelet_size,
+            hidden_size=TINY.width,
+            num_hidden_layers=TINY.depth,
+            num_attention_heads=TINY.heads,
+            intermediate_size=4 * TINY.width,
+            layer_norm_eps=1e-6,
+            use_mean_pooling=False,
+            decoder_hidden_size=TINY.decoder_width,
+            decoder_num_hidden_layers=TINY.decoder_depth,
+            decoder_num_attention_heads=TINY.decoder_heads,
+            decoder_intermediate_size=4 * TINY.decoder_width,
+        )
+    ).eval()
+    theirs.decoder.norm.eps = 1e-6  # they leave this one at torch's 1e-5
+    state = {}
+    for name, value in model.state_dict().items():
+        if name.startswith(("words.", "word_head.", "match_head.")):
+            continue
+        renamed = (
+            name.replace("encoder.blocks.layers.", "videomae.encoder.layer.")
+            .replace("decoder.blocks.layers.", "decoder.decoder_layers.")
+            .replace("norm1", "layernorm_before")
+            .replace("norm2", "layernorm_after")
+            .replace("attn.proj", "attention.output.dense")
+            .replace("mlp.fc1", "intermediate.dense")
+            .replace("mlp.fc2", "output.dense")
+            .replace("encoder.norm", "videomae.layernorm")
+            .replace("decoder.project", "encoder_to_decoder")
+            .replace("decoder.mask_token", "mask_token")
+        )
+        if name.endswith("qkv.weight"):
+            for part, weight in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                state[renamed.replace("attn.qkv", f"attention.attention.{part}")] = weight
+        elif name.endswith(("q_bias", "v_bias")):
+            part = "query" if name.endswith("q_bias") else "value"
+            state[renamed.rsplit("attn.", 1)[0] + f"attention.attention.{part}.bias"] = value
+        elif name == "patches.weight":
+            state["videomae.embeddings.patch_embeddings.projection.weight"] = value.reshape(-1, 3, 2, 4, 4)
+        elif name == "patches.bias":
+            state["videomae.embeddings.patch_embeddings.projection.bias"] = value
+        elif name == "decoder.mask_token":
+            state["mask_token"] = value.reshape(1, 1, -1)
+        else:
+            state[renamed] = value
+    theirs.load_state_dict(state)
+    return theirs
+
+
+def test_masked_autoencoding_without_text_is_that_of_huggingface_videomae() -> None:
+    model, batch = tiny_model(), tiny_batch(3)
+    theirs = huggingface_twin(model)
+    normalised = (batch.frames.float() / 255 - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
+    mask = torch.zeros(3, TOKENS, dtype=torch.bool).scatter(1, batch.hidden, True)
+    with torch.no_grad():
+        expected = theirs(rearrange(normalised, "b t h w c -> b t c h w"), mask)
+        rebuilt = model.decode_pixels(model.encode_video(batch.frames, batch.visible), batch.visible, batch.hidden)
+    torch.testing.assert_close(rebuilt, expected.logits, rtol=1e-4, atol=1e-5)
+
+    loss = pixel_loss(rebuilt, pixel_target(gather_patches(batch.frames, batch.hidden, 2, 4)))
+    torch.testing.assert_close(loss, expected.loss, rtol=1e-4, atol=1e-5)
+
+
+def test_base_model_has_the_number_of_parameters_of_the_paper() -> None:
+    with torch.device("meta"):
+        model = SimVTP(ModelConfig(), num_frames=16, image_size=224, vocab_size=30522)
+    assert model.grid == (8, 14, 14)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 141.52
+
+
+def test_padding_changes_nothing_for_the_words_and_the_video() -> None:
+    model, batch = tiny_model().eval(), tiny_batch(2, padded=False)
+    words, seen = batch.words[:, :5], batch.word_mask[:, :5]
+    longer = torch.nn.functional.pad(words, (0, 3), value=7)  # any id: nobody may look at it
+    padding = torch.nn.functional.pad(seen, (0, 3), value=False)
+    with torch.no_grad():
+        video, text = model.encode_joint(batch.frames, batch.visible, words, seen)
+        video_padded, text_padded = model.encode_joint(batch.frames, batch.visible, longer, padding)
+        torch.testing.assert_close(video_padded, video)
+        torch.testing.assert_close(text_padded[:, :5], text)
+        match = model.match(video, text, seen)
+        torch.testing.assert_close(model.match(video_padded, text_padded, padding), match)
+        torch.testing.assert_close(model.embed_text(longer, padding), model.embed_text(words, seen))
+
+
+def test_joint_pass_lets_video_and_text_see_each_other() -> None:
+    model, batch = tiny_model().eval(), tiny_batch(2)
+    with torch.no_grad():
+        video, text = model.encode_joint(batch.frames, batch.visible, batch.words, batch.word_mask)
+        other_video, _ = model.encode_joint(batch.frames, batch.visible, batch.words.flip(0), batch.word_mask)
+        _, other_text = model.encode_joint(batch.frames.flip(0), batch.visible, batch.words, batch.word_mask)
+    assert (video - other_video).abs().max() > 1e-3
+    assert (text - other_text).abs().max() > 1e-3
+
+
+def test_evaluation_embeddings_are_unit_vectors_of_all_tokens() -> None:
+    model, batch = tiny_model().eval(), tiny_batch(2)
+    every = torch.arange(TOKENS).expand(2, TOKENS)
+    with torch.no_grad():
+        video = model.embed_video(batch.frames)
+        text = model.embed_text(batch.words, batch.word_mask)
+        pooled = model.encode_video(batch.frames, every).mean(dim=1)
+        for b in range(2):
+            length = int(batch.word_mask[b].sum())
+            alone = model.encode_text(batch.words[b : b + 1, :length], batch.word_mask[b : b + 1, :length]).mean(dim=1)
+            torch.testing.assert_close(text[b], alone[0] / alone.norm())
+    torch.testing.assert_close(video, pooled / pooled.norm(dim=1, keepdim=True))
+
+
+def test_hidden_pixels_never_reach_the_encoder() -> None:
+    model, batch = tiny_model().eval(), tiny_batch(2)
+    grid = rearrange(batch.frames.clone(), "b (t p) (h q) (w r) c -> b (t h w) p q r c", p=2, q=4, r=4)
+    for b in range(2):
+        grid[b, batch.hidden[b]] = 0
+    blanked = rearrange(grid, "b (t h w) p q r c -> b (t p) (h q) (w r) c", t=2, h=4)
+    assert not torch.equal(blanked, batch.frames)
+    with torch.no_grad():
+        assert torch.equal(model.encode_video(blanked, batch.visible), model.encode_video(batch.frames, batch.visible))
+
+
+def test_the_two_towers_do_not_share_weights_and_leave_padding_out() -> None:
+    torch.manual_seed(0)
+    towers, batch = TwoTower(TINY, NUM_FRAMES, IMAGE_SIZE, VOCABULARY, drop_path=0.1).eval(), tiny_batch(2)
+    assert not {id(p) for p in towers.video.parameters()} & {id(p) for p in towers.text.parameters()}
+    with torch.no_grad():
+        assert towers.encode_video(batch.frames).shape == (2, TINY.width)
+        length = int(batch.word_mask[1].sum())
+        assert length < 8
+        alone = towers.encode_text(batch.words[1:, :length], batch.word_mask[1:, :length])
+        torch.testing.assert_close(towers.encode_text(batch.words, batch.word_mask)[1:], alone)
+
+
+def test_stochastic_depth_grows_from_zero_to_the_last_block() -> None:
+    layers = Blocks(24, depth=3, heads=3, mlp_ratio=4, drop_path=0.1).layers
+    rates = [getattr(layer.drop_path1, "drop_prob", 0.0) for layer in layers]
+    assert rates == pytest.approx([0.0, 0.05, 0.1])
+
+
+def test_weight_decay_spares_biases_norms_and_vectors() -> None:
+    model = tiny_model()
+    model.match_head.weight.requires_grad_(False)
+    decay, spared = parameter_groups(model, 0.05)
+    names = {id(p): n for n, p in model.named_parameters()}
+    decayed, others = ({names[id(p)] for p in group["params"]} for group in (decay, spared))
+    assert (decay["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
+    assert {"patches.weight", "encoder.blocks.layers.0.attn.qkv.weight", "word_head.weight"} <= decayed
+    assert {"decoder.mask_token", "encoder.norm.weight", "encoder.blocks.layers.0.attn.qkv.q_bias"} <= others
+    assert decayed | others == set(names.values()) - {"match_head.weight"}
+    assert not decayed & others
+
+
+def test_wrong_sizes_are_refused_with_the_field_to_change() -> None:
+    with pytest.raises(ValueError, match="width of 24 cannot be split into 5"):
+        Blocks(24, depth=1, heads=5, mlp_ratio=4)
+    with pytest.raises(ValueError, match=r"captions of 21 words .* 20 positions: lower data\.max_words"):
+        tiny_model().encode_text(torch.ones(1, 21, dtype=torch.long), torch.ones(1, 21, dtype=torch.bool))

@@ -1,0 +1,227 @@
+"""Losses against slow loops, and the task against a plain version of what the authors' code computes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import TINY, tiny_batch, tiny_model
+
+from simvtp_ds.config import ContrastiveConfig, ObjectiveConfig
+from simvtp_ds.model.simvtp import SimVTP
+from simvtp_ds.objectives.contrastive import local_contrast
+from simvtp_ds.objectives.matching import match_loss
+from simvtp_ds.objectives.pixels import pixel_loss, pixel_target
+from simvtp_ds.objectives.pretrain import PretrainTask
+from simvtp_ds.objectives.words import word_loss
+from simvtp_ds.types import Batch, Losses
+
+
+def test_pixel_target_normalises_each_patch_and_colour_by_itself() -> None:
+    patches = torch.randint(0, 256, (2, 3, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    patches[1, 2, :, 1] = 77  # a flat patch: the target is 0 and not a division by zero
+    target = pixel_target(patches)
+    assert target.shape == (2, 3, 24)
+    assert target.dtype == torch.float32
+    for b in range(2):
+        for n in range(3):
+            for c in range(3):
+                values = [v / 255 for v in patches[b, n, :, c].tolist()]
+                mean = sum(values) / 8
+                std = math.sqrt(sum((v - mean) ** 2 for v in values) / 7)
+                for s in range(8):
+                    expected = (values[s] - mean) / (std + 1e-6)
+                    assert target[b, n, 3 * s + c].item() == pytest.approx(expected, abs=1e-4 if std else 0.1)
+
+
+def test_pixel_loss_is_the_mean_of_squares_in_fp32() -> None:
+    rebuilt, target = torch.tensor([[[300.0, 1.0]]]).half(), torch.tensor([[[0.0, 3.0]]])
+    assert pixel_loss(rebuilt, target).item() == pytest.approx((300**2 + 2**2) / 2)  # 90000 is infinite in fp16
+
+
+def test_word_loss_is_the_mean_of_negative_log_probabilities() -> None:
+    logits = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
+    ids = torch.tensor([2, 0])
+    expected = 0.0
+    for k, word in enumerate(ids.tolist()):
+        row = logits[k].tolist()
+        expected -= math.log(math.exp(row[word]) / sum(math.exp(v) for v in row)) / 2
+    assert word_loss(logits, ids).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_word_loss_without_hidden_words_is_zero_and_keeps_the_graph() -> None:
+    head = torch.nn.Linear(4, 7)
+    outputs = torch.randn(3, 4, requires_grad=True)
+    nothing = torch.empty(0, dtype=torch.long)
+    loss = word_loss(head(outputs[nothing]), nothing)
+    loss.backward()
+    assert loss.item() == 0
+    for tensor in (head.weight, head.bias, outputs):
+        assert tensor.grad is not None
+        assert not tensor.grad.any()
+
+
+def test_local_contrast_is_the_sum_of_both_directions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    video, text = torch.randn(3, 5, generator=generator), torch.randn(3, 5, generator=generator)
+    expected = 0.0
+    for one, other in ((video, text), (text, video)):
+        for i in range(3):
+            scores = [F.cosine_similarity(one[i], other[j], dim=0).item() / 0.05 for j in range(3)]
+            expected -= (scores[i] - math.log(sum(math.exp(s) for s in scores))) / 3
+    assert local_contrast(video, text, 0.05).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_local_contrast_of_fp16_features_does_not_overflow() -> None:
+    video = torch.full((2, 768), 300.0).half()  # the squared length, 7e7, is infinite in fp16
+    video[1] *= -1
+    assert local_contrast(video, video, 0.05).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_matching_wants_class_one_for_pairs_and_zero_for_strangers() -> None:
+    sure_no, sure_yes = torch.tensor([[9.0, -9.0]]), torch.tensor([[-9.0, 9.0]])
+    assert match_loss(sure_yes, sure_no).item() == pytest.approx(0, abs=1e-6)
+    assert match_loss(sure_no, sure_yes).item() == pytest.approx(18, rel=1e-6)
+    assert match_loss(torch.zeros(2, 2), torch.zeros(2, 2)).item() == pytest.approx(math.log(2))
+
+
+def plain_encoder(model: SimVTP, tokens: list[torch.Tensor], prefix: str = "encoder", heads: int = 3) -> torch.Tensor:
+    """One clip through the blocks `prefix`, attention written out; `tokens` are joined, none is padding."""
+    weights = model.state_dict()
+    x = torch.cat(tokens)
+    depth = sum(1 for name in weights if name.startswith(f"{prefix}.blocks.layers.") and name.endswith("norm1.weight"))
+    for i in range(depth):
+        w = {
+            n.removeprefix(f"{prefix}.blocks.layers.{i}."): v
+            for n, v in model.named_parameters()
+            if n.startswith(prefix)
+        }
+        y = F.layer_norm(x, x.shape[-1:], w["norm1.weight"], w["norm1.bias"], 1e-6)
+        q, k, v = (y @ part.T for part in w["attn.qkv.weight"].chunk(3))
+        q, v = q + w["attn.qkv.q_bias"], v + w["attn.qkv.v_bias"]
+        mixed = []
+        for qh, kh, vh in zip(q.chunk(heads, 1), k.chunk(heads, 1), v.chunk(heads, 1), strict=True):
+            mixed.append((qh @ kh.T / qh.shape[1] ** 0.5).softmax(dim=1) @ vh)
+        x = x + torch.cat(mixed, dim=1) @ w["attn.proj.weight"].T + w["attn.proj.bias"]
+        y = F.layer_norm(x, x.shape[-1:], w["norm2.weight"], w["norm2.bias"], 1e-6)
+        y = F.gelu(y @ w["mlp.fc1.weight"].T + w["mlp.fc1.bias"])
+        x = x + y @ w["mlp.fc2.weight"].T + w["mlp.fc2.bias"]
+    norm = getattr(model, prefix).norm
+    return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, 1e-6)
+
+
+def released_losses(model: SimVTP, batch: Batch) -> Losses:
+    """What the authors compute, clip by clip, padding cut off: every pass embeds anew, the positive pair runs twice."""
+    clips = range(batch.frames.shape[0])
+
+    def video(b: int) -> torch.Tensor:
+        return model.embed_patches(batch.frames[b : b + 1], batch.visible[b : b + 1])[0]
+
+    def text(b: int) -> torch.Tensor:
+        return model.embed_words(batch.words[b : b + 1, : int(batch.word_mask[b].sum())])[0]
+
+    squares, surprises, video_features, text_features, logits, labels = [], [], [], [], [], []
+    length = batch.words.shape[1]
+    for b in clips:
+        joint = plain_encoder(model, [video(b), text(b)])
+        seen, words = joint[: batch.visible.shape[1]], joint[batch.visible.shape[1] :]
+        table = model.decoder.positions.table
+        small = [seen @ model.decoder.project.weight.T + table[batch.visible[b]]]
+        small.append(model.decoder.mask_token + table[batch.hidden[b]])
+        decoded = plain_encoder(model, small, "decoder", heads=2)[batch.visible.shape[1] :]
+        rebuilt = model.decoder.head(decoded)
+        for row, token in enumerate(batch.hidden[b].tolist()):
+            t, y, x = token // 16, token // 4 % 4, token % 4
+            patch = (
+                batch.frames[b, 2 * t : 2 * t + 2, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].float().reshape(32, 3) / 255
+            )
+            target = (patch - patch.mean(dim=0)) / (patch.std(dim=0) + 1e-6)
+            squares.append((rebuilt[row] - target.flatten()).square().mean())
+        for position, word in zip(batch.hidden_words.tolist(), batch.hidden_word_ids.tolist(), strict=True):
+            if position // length == b:
+                surprises.append(-model.word_head(words[position % length]).log_softmax(dim=0)[word])
+        video_features.append(plain_encoder(model, [video(b)]).mean(dim=0))
+        text_features.append(plain_encoder(model, [text(b)]).mean(dim=0))
+        for pair, label in ((b, 1), (int(batch.negative[b]), 0)):
+            logits.append(model.match_head(plain_encoder(model, [video(pair), text(b)]).mean(dim=0)))
+            labels.append(label)
+    similarity = F.normalize(torch.stack(video_features), dim=1) @ F.normalize(torch.stack(text_features), dim=1).T
+    own = torch.arange(len(clips))
+    mvm, mlm = torch.stack(squares).mean(), torch.stack(surprises).mean()
+    vtc = F.cross_entropy(similarity / 0.05, own) + F.cross_entropy(similarity.T / 0.05, own)
+    vtm = F.cross_entropy(torch.stack(logits), torch.tensor(labels))
+    return Losses(mvm + mlm + vtc + vtm, mvm, mlm, vtc, vtm)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_task_has_the_losses_and_gradients_of_the_released_five_passes(padded: bool) -> None:
+    batch = tiny_batch(4, padded)
+    assert bool(batch.word_mask.all()) is not padded
+    ours, theirs = tiny_model(), tiny_model()
+    losses, expected = PretrainTask(ours, ObjectiveConfig())(batch), released_losses(theirs, batch)
+    torch.testing.assert_close(tuple(losses), tuple(expected), rtol=1e-5, atol=1e-6)
+    losses.total.backward()
+    expected.total.backward()
+    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert one.grad is not None, name
+        assert other.grad is not None, name
+        assert one.grad.any(), name
+        scale = other.grad.abs().max()
+        assert (one.grad - other.grad).abs().max() <= 1e-4 * scale, name
+
+
+def test_padding_row_of_the_word_table_gets_no_gradient() -> None:
+    model, batch = tiny_model(), tiny_batch(4)
+    assert (batch.words == 0).any()
+    PretrainTask(model, ObjectiveConfig())(batch).total.backward()
+    gradient = model.words.embeddings.word_embeddings.weight.grad
+    assert gradient is not None
+    assert not gradient[0].any()
+    assert gradient[batch.words[0, 0]].any()
+
+
+def test_total_is_the_weighted_sum_and_the_parts_are_not_weighted() -> None:
+    model, batch = tiny_model(), tiny_batch(4)
+    plain = PretrainTask(model, ObjectiveConfig())(batch)
+    weighted = PretrainTask(model, ObjectiveConfig(mvm=2.0, mlm=0.5, vtc=0.25, vtm=3.0))(batch)
+    expected = 2.0 * plain.mvm + 0.5 * plain.mlm + 0.25 * plain.vtc + 3.0 * plain.vtm
+    torch.testing.assert_close(weighted.total.detach(), expected)
+    assert tuple(weighted)[1:] == tuple(plain)[1:]
+    assert not any(part.requires_grad for part in plain[1:])
+
+
+def test_every_parameter_has_a_gradient_when_weights_are_zero_and_no_word_is_hidden() -> None:
+    model, batch = tiny_model(), tiny_batch(4)
+    nothing = torch.empty(0, dtype=torch.long)
+    batch = batch._replace(hidden_words=nothing, hidden_word_ids=nothing)
+    PretrainTask(model, ObjectiveConfig(mvm=0.0, vtm=0.0))(batch).total.backward()
+    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not missing
+
+
+def test_one_clip_is_refused_by_matching_and_taken_without_it() -> None:
+    model, batch = tiny_model(), tiny_batch(1)
+    with pytest.raises(ValueError, match="train_micro_batch_size_per_gpu to 2 or more"):
+        PretrainTask(model, ObjectiveConfig())(batch)
+    assert PretrainTask(model, ObjectiveConfig(vtm=0.0))(batch).total.isfinite()
+
+
+def test_the_task_leaves_its_batch_as_it_was() -> None:
+    batch = tiny_batch(4)
+    before = [tensor.clone() for tensor in batch]
+    PretrainTask(tiny_model(), ObjectiveConfig(contrastive=ContrastiveConfig(scope="local")))(batch).total.backward()
+    assert all(torch.equal(a, b) for a, b in zip(before, batch, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_near_fp32_and_its_losses_are_fp32(dtype: torch.dtype) -> None:
+    batch = tiny_batch(4)
+    full = PretrainTask(tiny_model(), ObjectiveConfig())(batch)
+    half = PretrainTask(tiny_model().to(dtype), ObjectiveConfig())(batch)
+    assert {loss.dtype for loss in half} == {torch.float32}
+    for one, other in zip(half, full, strict=True):
+        assert one.item() == pytest.approx(other.item(), rel=0.02)
+    half.total.backward()
+    assert TINY.text_dropout == 0.0  # else the two would differ anyway
