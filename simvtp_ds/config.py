@@ -252,13 +252,23 @@ def config_parser(config_class: type, preset: str, description: str) -> Argument
     Raises:
         ValueError: there is no such preset.
     """
-    from jsonargparse import ArgumentParser
+    from argparse import RawDescriptionHelpFormatter
+
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+        """jsonargparse's help, with the line breaks of the description kept."""
 
     path = PRESETS / f"{preset}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise ValueError(f"--preset {preset}: there is no such preset; the presets are {known}")
-    parser = ArgumentParser(description=description, default_config_files=[str(path)], exit_on_error=True)
+    parser = ArgumentParser(
+        usage="%(prog)s --deepspeed_config FILE --data.manifest DIR [--preset NAME] [--resume HOW] [--FIELD VALUE ...]",
+        description=description,
+        default_config_files=[str(path)],
+        formatter_class=Formatter,
+    )
     parser.add_argument("--config", action="config", help="YAML file whose values go over the preset's")
     parser.add_class_arguments(config_class, as_group=True)
     return parser

@@ -85,7 +85,7 @@ def _fail(path: Path, found: str, expected: str) -> NoReturn:
 
 
 def _checked(path: Path, where: str, video: object, captions: object) -> Iterator[Row]:
-    """Rows of one video; `captions` is a string or a list of strings (an empty list: one empty caption, to be refused)."""
+    """Rows of one video; `captions`: a string or a list of strings (an empty list: one empty caption)."""
     if not isinstance(video, str) or not video.strip():
         _fail(path, f"{where}: the video is {video!r}", "a path")
     for caption in (captions or [""]) if isinstance(captions, list) else [captions]:

@@ -112,14 +112,14 @@ def decode_into(out: np.ndarray, source: Source, view: View) -> None:
 
 @contextmanager
 def _opened(source: Source) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its best video stream, decoded by one thread."""
+    """The container and its first video stream, decoded by one thread."""
     whole = source.offset == 0 and source.length == Path(source.uri).stat().st_size
     part = None if whole else ByteRange(source)
     try:
         with av.open(part or source.uri, mode="r", metadata_errors="replace") as container:
-            stream = container.streams.best("video")
-            if not isinstance(stream, VideoStream):
+            if not container.streams.video:
                 raise DecodeError("no video stream")
+            stream = container.streams.video[0]  # the one that the manifest counts
             stream.thread_type = ThreadType.NONE
             stream.codec_context.thread_count = 1
             yield container, stream
@@ -139,6 +139,8 @@ def _seek_and_pick(
     times = sorted({pts for pts, _ in packets if pts is not None})
     if len(times) < len(packets):
         return None  # times are missing or occur twice
+    if stream.codec_context.has_b_frames and times == [pts for pts, _ in packets]:
+        return None  # frames are reordered, yet their times are not: AVI numbers frames as they are stored
     if wanted[-1] >= len(times):
         raise DecodeError(f"frame {wanted[-1]} is wanted, the file has {len(times)}; prepare the manifest again")
     missing = {times[index]: index for index in wanted}
@@ -148,6 +150,7 @@ def _seek_and_pick(
     start = max(keys)
     container.seek(start, stream=stream, backward=True)
     found: dict[int, np.ndarray] = {}
+    latest = start
     for number, packet in enumerate(container.demux(stream)):
         if number == 0 and (not packet.is_keyframe or packet.pts is None or packet.pts > start):
             return None  # this container cannot seek to its key frames
@@ -155,6 +158,9 @@ def _seek_and_pick(
         for frame in packet.decode():
             if frame.pts is None or frame.pts < start:
                 continue  # shown before the key frame: what it refers to was not decoded
+            if frame.pts < latest:
+                return None  # shown out of the order of their times
+            latest = frame.pts
             _refuse_damaged(frame)
             if frame.pts in missing:
                 found[missing.pop(frame.pts)] = camera.shoot(frame)

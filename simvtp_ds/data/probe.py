@@ -2,13 +2,13 @@
 
 What is refused, and what is not:
 
-- Frames are the video packets in ascending time-stamp order (packets the container marks as discarded left out): the
-  loader picks from the same list. `frames` counts those that decode, in that order and undamaged, up to the first that
-  does not; the loader never asks for one beyond it. A file that loses more than half of its frames by this is refused.
+- `frames` counts the pictures that the decoder shows before its first error or damaged picture; the loader never asks
+  for one beyond it. A file that loses more than half of its frames by this is refused.
 - A file cut short is used as far as it goes. One frame is enough: the loader repeats the last frame of a short file.
 - Rotation marks are ignored, here as by both decoders: such a file is accepted and seen as stored.
-- Still pictures, text, play lists, cover art of audio files, packets without time stamps, a picture size that changes
-  midway and pictures of more than 64 megapixels are refused.
+- Missing or disordered time stamps are no reason: the loader then counts frames instead.
+- Still pictures, text, play lists, cover art of audio files, a picture size that changes midway and pictures of more
+  than 64 megapixels are refused.
 
 Each file is probed in a child process: one that hangs is killed, one that crashes takes only its own file with it.
 """
@@ -83,7 +83,7 @@ def probe_file(path: str) -> Probe:
     if head.startswith(_LFS_HEAD):
         return Probe("Git LFS pointer: the video itself is not here, run git lfs pull")
     try:
-        with av.open(path, options={"protocol_whitelist": "file"}) as container:
+        with av.open(path, options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
             return _probe_container(container)
     except FFmpegError as error:
         if head[4:8] == b"ftyp":
@@ -114,44 +114,33 @@ def _probe_container(container: InputContainer) -> Probe:
 
 
 def _decode_all(container: InputContainer, stream: VideoStream, codec: str) -> Probe:
-    stored: list[int | None] = []  # pts of the packets, in file order
-    shown: list[int | None] = []  # pts of the undamaged frames, in the order the decoder gives them
+    packets = frames = 0  # frames: those before the first damage
     sizes: set[tuple[int, int]] = set()
     damage = ""
     try:
         for packet in container.demux(stream):
-            if packet.size and not packet.is_discard:
-                stored.append(packet.pts)
+            packets += bool(packet.size and not packet.is_discard)
             try:
                 for frame in packet.decode():
                     sizes.add((frame.width, frame.height))
-                    shown.append(None if frame.is_corrupt else frame.pts)
                     if frame.is_corrupt:
-                        damage = damage or "frame data damaged"
+                        damage = damage or "picture data damaged"
+                    frames += not damage
             except FFmpegError as error:
                 damage = damage or str(error.strerror)
     except FFmpegError as error:  # the container itself ends in garbage: keep what came before
         damage = damage or str(error.strerror)
     width, height = min(sizes, default=(stream.width, stream.height))
-    picks = sorted(pts for pts in stored if pts is not None)
-    usable = next(
-        (i for i, (a, b) in enumerate(zip(picks, shown, strict=False)) if a != b), min(len(picks), len(shown))
-    )
+    frames = min(frames, packets)
     reason = ""
-    if not stored:
+    if not packets:
         named = f"the header names {stream.frames} frames" if stream.frames else "a header only"
-        reason = f"no frames: {named}, but the file holds none {damage}".rstrip()
-    elif len(picks) < len(stored):
-        reason = (
-            f"no time stamps: {len(stored) - len(picks)} of {len(stored)} packets have none; rewrite the file with "
-            "ffmpeg -fflags +genpts -i OLD -c copy NEW.mp4"
-        )
-    elif 2 * usable < len(picks) or not usable:
-        cause = damage or "decoded frames do not follow the file's time stamps, re-encode it to mp4"
-        reason = f"damaged: {usable} of {len(picks)} frames decode in order before the first fault ({cause})"
+        reason = f"no frames: {named}, but the file holds none"
+    elif not frames or (damage and 2 * frames < packets):
+        reason = f"damaged: {frames} of {packets} frames decode before the first fault ({damage or 'none is shown'})"
     elif len(sizes) > 1:
         reason = f"size changes: pictures of {' and '.join(f'{w} x {h}' for w, h in sorted(sizes))} in one file"
-    return Probe(reason, usable, float(stream.average_rate or stream.guessed_rate or 0), width, height, codec)
+    return Probe(reason, frames, float(stream.average_rate or stream.guessed_rate or 0), width, height, codec)
 
 
 def _child(connection: Connection, parent: int, probe: Callable[[str], Probe]) -> None:

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import astuple, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -19,121 +18,11 @@ import av
 import cv2
 import numpy as np
 
+from simvtp_ds.data.scenes import COLOURS, DIRECTIONS, SHAPES, SIZES, SPEEDS, Scene, caption, make_scenes
+
 SIDE = 96  # pixels, height and width of a clip
 FPS = 16
 VERSION = 1  # raise it when the same seed draws other clips
-
-COLOURS = {
-    "red": (212, 40, 38),
-    "orange": (242, 138, 28),
-    "yellow": (248, 222, 48),
-    "green": (46, 160, 66),
-    "blue": (42, 84, 208),
-    "purple": (134, 52, 172),
-    "pink": (246, 142, 190),
-    "white": (244, 244, 244),
-    "black": (24, 24, 24),
-    "gray": (128, 128, 128),
-    "brown": (124, 80, 46),
-}
-OBJECT_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
-BACKGROUND_COLOURS = ("black", "gray", "brown", "white", "red", "yellow", "green", "blue")
-TEXTURES = ("plain", "striped", "dotted", "checked")
-SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart", "arrow", "crescent")
-ROUND = ("circle", "ring")  # a turn of these cannot be seen
-SIZES = {"small": 0.14, "large": 0.27}  # radius as a share of SIDE
-DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-MOTIONS = (*DIRECTIONS, "bounces", "spins", "grows", "shrinks", "circles", "still")
-SPEEDS = {"slowly": 0.5, "": 1.0, "quickly": 1.6}
-
-_SIZE_WORDS = {"small": ("small", "small", "tiny", "little"), "large": ("large", "large", "big", "huge")}
-_MOTION_WORDS = {
-    "bounces": ("bounces up and down", "is bouncing"),
-    "spins": ("spins", "turns around itself", "is spinning"),
-    "grows": ("grows", "is growing", "gets bigger"),
-    "shrinks": ("shrinks", "is shrinking", "gets smaller"),
-    "circles": ("goes round in circles", "is circling"),
-    "still": ("stays still", "does not move", "is standing still"),
-}
-_DIRECTION_WORDS = ("moves {}", "slides {}", "is moving {}", "glides {}")
-_GROUND_WORDS = {
-    "plain": ("a {} background", "a plain {} background"),
-    "striped": ("a striped {} background", "a {} background with stripes"),
-    "dotted": ("a dotted {} background", "a {} background with dots"),
-    "checked": ("a checked {} background", "a {} background with checks"),
-}
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a clip shows: seven nameable properties, which the caption tells, and the seed of all the rest."""
-
-    shape: str
-    colour: str
-    size: str
-    motion: str
-    speed: str
-    ground: str
-    texture: str
-    seed: tuple[int, ...]
-
-    def named(self) -> tuple:
-        """The properties without the seed: two scenes that agree here deserve the same caption."""
-        return astuple(self)[:-1]
-
-
-def _draw_scene(rng: np.random.Generator, seed: tuple[int, ...]) -> Scene:
-    shape, colour = str(rng.choice(SHAPES)), str(rng.choice(OBJECT_COLOURS))
-    motion = str(rng.choice([m for m in MOTIONS if m != "spins" or shape not in ROUND]))
-    hurried = motion in ("spins", "bounces", "circles", *DIRECTIONS)
-    return Scene(
-        shape=shape,
-        colour=colour,
-        size=str(rng.choice(list(SIZES))),
-        motion=motion,
-        speed=str(rng.choice(list(SPEEDS))) if hurried else "",
-        ground=str(rng.choice([c for c in BACKGROUND_COLOURS if c != colour])),
-        texture=str(rng.choice(TEXTURES)),
-        seed=seed,
-    )
-
-
-def make_scenes(train: int, test: int, seed: int) -> tuple[list[Scene], list[Scene]]:
-    """The scenes of both splits. Test scenes differ from one another and from every training scene in what is named."""
-    taken: set[tuple] = set()
-
-    def draw(split: int, index: int) -> Scene:
-        rng = np.random.default_rng((seed, split, index))
-        while True:
-            scene = _draw_scene(rng, (seed, split, index))
-            if scene.named() not in taken:
-                return scene
-
-    tests = []
-    for index in range(test):
-        tests.append(draw(1, index))
-        taken.add(tests[-1].named())
-    return [draw(0, index) for index in range(train)], tests
-
-
-def caption(scene: Scene) -> str:
-    """One English sentence that names all seven properties, in words that vary with the scene's seed."""
-    rng = np.random.default_rng((*scene.seed, 1))
-    thing = f"{rng.choice(_SIZE_WORDS[scene.size])} {scene.colour} {scene.shape}"
-    if scene.motion in DIRECTIONS:
-        action = str(rng.choice(_DIRECTION_WORDS)).format(scene.motion)
-    else:
-        action = str(rng.choice(_MOTION_WORDS[scene.motion]))
-    action = f"{action} {scene.speed}".strip()
-    ground = str(rng.choice(_GROUND_WORDS[scene.texture])).format(scene.ground)
-    templates = (
-        f"a {thing} {action} over {ground}",
-        f"a {thing} {action} on {ground}",
-        f"on {ground} a {thing} {action}",
-        f"{ground}, where a {thing} {action}",
-        f"video of a {thing} that {action} in front of {ground}",
-    )
-    return str(rng.choice(templates))
 
 
 def _outline(shape: str) -> list[np.ndarray]:

@@ -26,6 +26,7 @@ from simvtp_ds.data.decode import Source, decode_into
 from simvtp_ds.data.sampling import View
 
 START_TIMEOUT = 120.0  # seconds a process may take to import PyAV and OpenCV; shared file systems are slow at first
+START_FAILURES = 3  # starts that may fail in a row, a process asked for: memory may have been short for a moment
 PR_SET_PDEATHSIG = 1
 
 
@@ -112,6 +113,7 @@ class Pool:
         self._memory: Any = multiprocessing.get_context("spawn").RawArray(ctypes.c_uint8, int(np.prod(shape)))
         self._shape = shape
         self._timeout = timeout
+        self._failed_starts = 0
         self._waiting: deque[Task] = deque()
         self._workers: list[_Worker] = []
         self.frames = np.frombuffer(self._memory, dtype=np.uint8).reshape(shape)
@@ -140,7 +142,7 @@ class Pool:
         """Waits until a task ends, a deadline passes or `wake` has something to read; what ended since the last call.
 
         Raises:
-            RuntimeError: A process could not start.
+            RuntimeError: Processes do not start.
         """
         self._dispatch()
         deadlines = [worker.deadline for worker in self._workers if worker.task or not worker.ready]
@@ -174,7 +176,7 @@ class Pool:
             except (EOFError, OSError):
                 return self._replace(number, "the decoder process ended with exit code {code}")
             task, worker.task = worker.task, None
-            worker.ready = True
+            worker.ready, self._failed_starts = True, 0
             return Outcome(task, error) if task else None
         if (worker.task or not worker.ready) and time.monotonic() > worker.deadline:
             return self._replace(number, f"not decoded after {self._timeout:g} s (data.decode_timeout), decoder killed")
@@ -183,10 +185,11 @@ class Pool:
     def _replace(self, number: int, reason: str) -> Outcome | None:
         worker = self._workers[number]
         code = worker.end()
-        if not worker.ready:
+        self._failed_starts += not worker.ready
+        if self._failed_starts > START_FAILURES * len(self._workers):
             raise RuntimeError(
-                f"a decoder process did not start (exit code {code}, limit {START_TIMEOUT:g} s), see its own message "
-                "above: check that av and cv2 can be imported, and the launch script too without running anything"
+                f"no decoder process starts (exit code {code}, limit {START_TIMEOUT:g} s), see its own message above: "
+                "check that av and cv2 can be imported, and the launch script too without running anything"
             )
         self._workers[number] = _Worker(self._memory, self._shape)
         if worker.task is None:

@@ -117,5 +117,5 @@ def test_a_missing_file_and_a_folder_and_an_unknown_format_are_named(tmp_path):
         read_annotations(tmp_path / "nothing.json")
     with pytest.raises(AnnotationError, match="directory"):
         read_annotations(tmp_path)
-    with pytest.raises(AnnotationError, match="'xml'.*auto.*json"):
+    with pytest.raises(AnnotationError, match=r"'xml'.*auto.*json"):
         read_annotations(tmp_path, "xml")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
 
 from simvtp_ds.data.decode import ByteRange, DecodeError, Source, decode_into
 from simvtp_ds.data.sampling import Box, View
@@ -26,6 +29,7 @@ def render(path: Path, frames: int = FRAMES, width: int = 64, height: int = 48, 
     options = {"bf": "3", "g": "12", "sc_threshold": "0", "preset": "veryfast"} if codec == "libx264" else {}
     with av.open(str(path), mode="w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
+        assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuvj420p" if codec == "mjpeg" else "yuv420p"
         x = np.arange(width)
         for t in range(frames):
@@ -36,12 +40,12 @@ def render(path: Path, frames: int = FRAMES, width: int = 64, height: int = 48, 
     return path
 
 
-def all_frames(path: Path) -> np.ndarray:
+def all_frames(path: Path, limit: int = 10**6) -> np.ndarray:
     """Every frame as RGB, uint8 [N, H, W, 3]: plain decoding, no seeking, no skipping, BT.601."""
     flags = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
     pictures = []
     with av.open(str(path)) as container:
-        for frame in container.decode(video=0):
+        for frame in islice(container.decode(video=0), limit):
             frame.colorspace, frame.color_range = 2, 0
             rgb = VideoReformatter().reformat(frame, format="rgb24", interpolation=flags, threads=1)
             pictures.append(rgb.to_ndarray())
@@ -70,7 +74,7 @@ FULL = Box(0, 0, 48, 64)
 def test_the_rendered_clip_has_b_frames_and_several_key_frames(clip: Path) -> None:
     with av.open(str(clip)) as container:
         stream = container.streams.video[0]
-        types = "".join(frame.pict_type.name for frame in container.decode(stream))
+        types = "".join(PictureType(frame.pict_type).name for frame in container.decode(stream))
     assert "B" in types and types.count("I") >= 3
 
 
@@ -80,9 +84,9 @@ def test_frames_from_any_start_are_those_of_decoding_everything(clip: Path, star
     np.testing.assert_array_equal(decode(whole(clip), indices, FULL), all_frames(clip)[indices])
 
 
-@pytest.mark.parametrize(("codec", "suffix"), [("libx264", ".mkv"), ("libx264", ".avi"), ("libx264", ".ts")])
-def test_containers_that_seek_differently_give_the_same_frames(tmp_path: Path, codec: str, suffix: str) -> None:
-    path = render(tmp_path / f"clip{suffix}", codec=codec)
+@pytest.mark.parametrize("suffix", [".mkv", ".avi", ".ts", ".mov", ".flv"])
+def test_containers_that_seek_differently_give_the_same_frames(tmp_path: Path, suffix: str) -> None:
+    path = render(tmp_path / f"clip{suffix}")
     expected = all_frames(path)
     for start in range(0, FRAMES - 10, 7):
         indices = [start, start + 1, start + 5, start + 9]
@@ -216,7 +220,7 @@ def test_odd_files_give_the_right_frames_or_an_error(shared: Path) -> None:
             assert path.name in str(error)
             outcomes["error"] += 1
         else:
-            np.testing.assert_array_equal(got[0], all_frames(path)[0, :2, :2])
+            np.testing.assert_array_equal(got[0], all_frames(path, limit=1)[0, :2, :2])
             outcomes["frames"] += 1
     assert outcomes["frames"] >= 20 and outcomes["error"] >= 4
 

@@ -1,7 +1,7 @@
 """The forward pass and losses on fake CUDA tensors: devices and dtypes must agree, no GPU needed.
 
-FakeTensorMode runs every operator's shape, dtype and device rules without data. A buffer left on the CPU, or an fp32
-tensor meeting fp16 weights, fails here as it would on a GPU.
+FakeTensorMode runs every operator's shape and device rules without data, so a buffer left on the CPU fails here as it
+would on a GPU. It lets a product of two dtypes pass, which a GPU refuses: `OneDtype` looks for those.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import pytest
 import torch
 from tiny import IMAGE_SIZE, NUM_FRAMES, TINY, VOCABULARY, tiny_batch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from simvtp_ds.config import ContrastiveConfig, ModelConfig, ObjectiveConfig
 from simvtp_ds.model.retrieval import TwoTower
@@ -22,6 +24,25 @@ from simvtp_ds.types import Batch
 
 REAL_BATCH = tiny_batch(4)
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+
+
+class OneDtype(TorchDispatchMode):
+    """Refuses products, attention and layer norms whose floating-point inputs differ in dtype, and counts the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checked = 0
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        name = func.overloadpacket.__name__
+        if name in ("mm", "addmm", "bmm", "baddbmm", "native_layer_norm") or "scaled_dot_product" in name:
+            dtypes = {arg.dtype for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()}
+            if len(dtypes) > 1:
+                raise RuntimeError(f"{name} of several dtypes: {dtypes}")
+            self.checked += 1
+        return func(*args, **(kwargs or {}))
 
 
 class Evaluate(nn.Module):
@@ -41,10 +62,15 @@ def tiny_meta_model() -> SimVTP:
 
 
 def fake_state(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Parameters and buffers of `module`, cast as DeepSpeed casts them, as fake CUDA tensors (in FakeTensorMode)."""
-    module.to(dtype)
+    """Parameters and buffers of `module` as fake CUDA tensors (in FakeTensorMode).
+
+    All that is floating point is cast, buffers too: that is what `module.half()` does, and DeepSpeed calls it.
+    """
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    return {name: torch.empty(t.shape, dtype=t.dtype, device="cuda") for name, t in tensors.items()}
+    return {
+        name: torch.empty(t.shape, dtype=dtype if t.is_floating_point() else t.dtype, device="cuda")
+        for name, t in tensors.items()
+    }
 
 
 def fake_batch() -> Batch:
@@ -66,8 +92,9 @@ def test_pretraining_step_keeps_to_one_device_and_its_dtypes(dtype: torch.dtype,
     task = PretrainTask(tiny_meta_model(), objectives).train()
     for module in task.modules():
         module.register_forward_hook(note)
-    with FakeTensorMode():
+    with FakeTensorMode(), OneDtype() as check:
         losses = functional_call(task, fake_state(task, dtype), (fake_batch(),))
+    assert check.checked > 50
     assert seen == {"dtype": {dtype}, "device": {"cuda"}}
     for loss in losses:
         assert (loss.device.type, loss.dtype, tuple(loss.shape)) == ("cuda", torch.float32, ())
@@ -78,7 +105,7 @@ def test_base_model_takes_a_batch_of_the_paper(dtype: torch.dtype) -> None:
     with torch.device("meta"):
         model = SimVTP(ModelConfig(), num_frames=16, image_size=224, vocab_size=30522)
     task = PretrainTask(model, ObjectiveConfig())
-    with FakeTensorMode(), torch.device("cuda"):
+    with FakeTensorMode(), OneDtype(), torch.device("cuda"):
         batch = Batch(
             frames=torch.empty(16, 16, 224, 224, 3, dtype=torch.uint8),
             visible=torch.empty(16, 160, dtype=torch.long),
@@ -99,7 +126,7 @@ def test_evaluation_and_fine_tuning_keep_to_one_device(dtype: torch.dtype) -> No
     with torch.device("meta"):
         towers = TwoTower(TINY, NUM_FRAMES, IMAGE_SIZE, VOCABULARY, drop_path=0.1)
     finetune = FinetuneTask(towers, ContrastiveConfig()).train()
-    with FakeTensorMode():
+    with FakeTensorMode(), OneDtype():
         batch = fake_batch()
         video, text = functional_call(evaluate, fake_state(evaluate, dtype), (batch,))
         inputs = (batch.frames, batch.words, batch.word_mask)
@@ -111,10 +138,10 @@ def test_evaluation_and_fine_tuning_keep_to_one_device(dtype: torch.dtype) -> No
 
 def test_a_buffer_on_the_cpu_or_a_weight_of_another_dtype_is_noticed() -> None:
     task = PretrainTask(tiny_meta_model(), ObjectiveConfig())
-    with FakeTensorMode():
+    with FakeTensorMode(), OneDtype():
         batch, state = fake_batch(), fake_state(task, torch.float16)
         table, weight = state["model.positions.table"], state["model.word_head.weight"]
         with pytest.raises(RuntimeError, match=r"device.*cpu"):
             functional_call(task, state | {"model.positions.table": table.to("cpu")}, (batch,))
-        with pytest.raises(RuntimeError, match="dtype"):
+        with pytest.raises(RuntimeError, match="addmm of several dtypes"):
             functional_call(task, state | {"model.word_head.weight": weight.float()}, (batch,))

@@ -49,8 +49,8 @@ def test_a_file_without_frames_is_refused() -> None:
 @given(seed=st.integers(0, 2**32), width=st.integers(1, 2000), height=st.integers(1, 2000))
 def test_a_crop_lies_inside_the_picture(seed: int, width: int, height: int) -> None:
     box = random_box(generator(seed), width, height, 224, SCALES)
-    assert 0 <= box.top and 1 <= box.height and box.top + box.height <= height
-    assert 0 <= box.left and 1 <= box.width and box.left + box.width <= width
+    assert box.top >= 0 and box.height >= 1 and box.top + box.height <= height
+    assert box.left >= 0 and box.width >= 1 and box.left + box.width <= width
 
 
 def test_crops_of_a_256_by_340_picture_are_those_worked_out_by_hand() -> None:
