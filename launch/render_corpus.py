@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from simvtp_ds.data.render import render_corpus
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def main() -> int:
@@ -22,6 +22,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     args = parser.parse_args()
+
+    from simvtp_ds.data.render import render_corpus
+
     columns = (TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     start = time.monotonic()
     try:

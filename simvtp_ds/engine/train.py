@@ -186,6 +186,8 @@ class Trainer:
                 outcome = "stopped"
                 break
         watchdog.stop()
+        if outcome == "finished":
+            next(batches, None)  # the loader's last word: it refuses a run in which too many clips were bad
         self.say(f"{outcome} at step {saved}: {seen_and_bad(self.loader)}; {skipped.total} steps skipped")
         return outcome
 

@@ -67,7 +67,7 @@ def _batches(manifest: Manifest, data: DataConfig) -> Iterator[tuple[list[Clip],
 
 @torch.inference_mode()
 def embed_manifest(model: SimVTP, manifest: Manifest, tokenizer: Tokenizer, data: DataConfig) -> tuple[Tensor, Tensor]:
-    """Unit vectors of all captions and all clips, each float32 [V, D] on the CPU; row i of both is row i of the manifest.
+    """Unit vectors of captions and of clips, each float32 [V, D] on the CPU; row i of both is row i of the manifest.
 
     Raises:
         ValueError: a clip has several captions; scoring those is another protocol.

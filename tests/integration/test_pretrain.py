@@ -186,7 +186,7 @@ def test_a_disk_that_cannot_take_the_checkpoint_ends_the_run_and_keeps_the_earli
     assert code != 0
     assert "could not be written" in output and "earlier ones are intact" in output
     assert newest_valid(full) == full / "checkpoints" / "step_00000003"
-    assert [p.name for p in (full / "checkpoints").iterdir()] == ["step_00000003"]
+    assert [p.name for p in (full / "checkpoints").iterdir() if p.is_dir()] == ["step_00000003"]
 
 
 def test_srun_variables_alone_start_a_run(launcher: Launcher) -> None:
@@ -212,7 +212,7 @@ def test_only_the_newest_checkpoints_are_kept(launcher: Launcher) -> None:
     launch = launcher.torchrun("kept", deepspeed_json(), ranks=1, run__save_every=1, run__keep=2)
     launch.succeed()
     assert [p.name for p in steps_of(launch.run)] == ["step_00000006", "step_00000005"]
-    assert len(list((launch.run / "checkpoints").iterdir())) == 2
+    assert sum(p.is_dir() for p in (launch.run / "checkpoints").iterdir()) == 2
 
 
 def test_clips_that_vanish_are_replaced_counted_and_named(launcher: Launcher, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def render(path: Path, shade: int) -> Path:
 
 
 def clip(path: Path, name: str) -> Clip:
-    rng = np.random.default_rng(abs(hash(Path(name).suffix)) % 7 + len(name))
+    rng = np.random.default_rng(len(name))
     caption = " ".join(rng.choice(WORDS, 5 + len(name) % 7))
     return Clip(name, str(path), 0, path.stat().st_size, caption, 20, 25.0, 64, 64, "h264")
 
