@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 OPERATORS = {
     "cpu": ("FusedAdamBuilder", "CPUAdamBuilder", "ShareMemCommBuilder"),
@@ -22,7 +23,7 @@ def main() -> int:
     logging.disable(logging.WARNING)
     from deepspeed.accelerator import get_accelerator
 
-    accelerator = get_accelerator()
+    accelerator: Any = get_accelerator()
     for name in OPERATORS.get(accelerator.device_name(), ()):
         started = time.monotonic()
         builder = accelerator.create_op_builder(name)

@@ -42,7 +42,6 @@ def main(arguments: list[str]) -> None:
         inputs = open_inputs(options.config, settings, rank.world_size)
 
     from simvtp_ds.data.loader import DataError
-
     from simvtp_ds.engine.failures import TrainingError
 
     with one_line(TrainingError, DataError):

@@ -32,8 +32,9 @@ class Tokenizer:
         backend.no_padding()
         self._backend = backend
         self.vocab_size = backend.get_vocab_size()
-        ids = {token: backend.token_to_id(token) for token in _SPECIAL if token != "[UNK]"}
-        missing = ", ".join(token for token, id in ids.items() if id is None)
+        needed = [token for token in _SPECIAL if token != "[UNK]"]
+        ids = {token: id for token in needed if (id := backend.token_to_id(token)) is not None}
+        missing = ", ".join(token for token in needed if token not in ids)
         if missing:
             raise TokenizerError(
                 f"tokenizer {source}: has no {missing}; expected a BERT vocabulary with all of {_SPECIAL}"

@@ -102,7 +102,7 @@ def connect(rank: Rank, timeout: float) -> None:
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    accelerator = get_accelerator()
+    accelerator: Any = get_accelerator()
     if accelerator.device_name() == "cpu":
         if "OMP_NUM_THREADS" not in os.environ:
             # PyTorch gives every process all cores; ranks on one host share them.
@@ -119,7 +119,7 @@ class Control:
 
     def __init__(self, timeout: float) -> None:
         self.world_size = dist.get_world_size()
-        self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        self.group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's `value` (small, picklable), in order of rank, on every rank."""

@@ -38,7 +38,8 @@ def start_engine(task: torch.nn.Module, groups: list[dict], settings: DeepSpeedS
     """The DeepSpeed engine around a task; optimizer, dtype and ZeRO come from the user's JSON as it is."""
     import deepspeed
 
-    engine, *_ = deepspeed.initialize(model=task, model_parameters=groups, config=settings.raw)
+    parameters: Any = groups  # DeepSpeed annotates a module and documents parameter groups
+    engine, *_ = deepspeed.initialize(model=task, model_parameters=parameters, config=settings.raw)
     return engine
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -75,7 +76,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_made_again(undisturbed: Path, l
 
 
 def test_two_ranks_learn_what_one_process_learns(launcher: Launcher) -> None:
-    fields = {"model__text_dropout": 0.0}  # dropout differs between ranks by intention
+    fields: dict[str, Any] = {"model__text_dropout": 0.0}  # dropout differs between ranks by intention
     one = launcher.torchrun("one", deepspeed_json(stage=0, micro=8), ranks=1, **fields)
     one.succeed()
     for stage in (0, 1, 2, 3):
@@ -87,7 +88,8 @@ def test_two_ranks_learn_what_one_process_learns(launcher: Launcher) -> None:
 
 def test_bf16_stays_close_to_fp32(launcher: Launcher) -> None:
     runs = {}
-    for dtype, sections in (("fp32", {}), ("bf16", {"bf16": {"enabled": True}})):
+    both: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}}
+    for dtype, sections in both.items():
         launch = launcher.torchrun(dtype, deepspeed_json(**sections))
         launch.succeed()
         runs[dtype] = losses(launch.run)

@@ -93,7 +93,7 @@ def test_every_shape_is_drawn(shape: str) -> None:
 
 def test_a_clip_is_h264_and_looks_like_what_was_drawn() -> None:
     drawn = draw(scene(size="large", ground="blue"))
-    with av.open(io.BytesIO(encode(drawn))) as container:
+    with av.open(io.BytesIO(encode(drawn)), mode="r") as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         decoded = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(stream)])

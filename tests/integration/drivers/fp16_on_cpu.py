@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
@@ -12,5 +13,6 @@ if __name__ == "__main__":
 
     from launch.pretrain import main
 
-    get_accelerator().is_fp16_supported = lambda: True
+    accelerator: Any = get_accelerator()
+    accelerator.is_fp16_supported = lambda: True
     main(sys.argv[1:])
