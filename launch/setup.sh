@@ -16,13 +16,13 @@ if [ ! -x "$VENV/bin/python" ]; then
   "$PYTHON" -m venv "$VENV" || fail "could not make a virtual environment (Debian: apt install python3-venv)"
 fi
 wanted="$(cat "$root/requirements.txt" "$@" | sha256sum) $("$VENV/bin/python" --version) $root"
-if [ "$(cat "$VENV/.installed" 2>/dev/null)" != "$wanted" ]; then
+if ! grep -qxF "$wanted" "$VENV/.installed" 2>/dev/null; then
   echo "setup: installing packages (3 to 6 minutes, once)"
   requirements=(-r "$root/requirements.txt")
   for file in "$@"; do requirements+=(-r "$file"); done
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "${requirements[@]}"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$root"
-  echo "$wanted" >"$VENV/.installed"
+  echo "$wanted" >>"$VENV/.installed"
 fi
 export PATH="$VENV/bin:$PATH"
 

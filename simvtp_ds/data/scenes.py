@@ -23,11 +23,10 @@ COLOURS = {
     "brown": (124, 80, 46),
 }
 OBJECT_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
-BACKGROUND_COLOURS = ("black", "gray", "brown", "white", "red", "yellow", "green", "blue")
 TEXTURES = ("plain", "striped", "dotted", "checked")
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart", "arrow", "crescent")
 ROUND = ("circle", "ring")  # a turn of these cannot be seen
-SIZES = {"small": 0.14, "large": 0.27}  # radius as a share of SIDE
+SIZES = {"small": 0.17, "large": 0.31}  # radius as a share of SIDE
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 MOTIONS = (*DIRECTIONS, "bounces", "spins", "grows", "shrinks", "circles", "still")
 SPEEDS = {"slowly": 0.5, "": 1.0, "quickly": 1.6}
@@ -73,7 +72,7 @@ def _draw_scene(rng: np.random.Generator, seed: tuple[int, ...]) -> Scene:
         size=str(rng.choice(list(SIZES))),
         motion=motion,
         speed=str(rng.choice(list(SPEEDS))) if hurried else "",
-        ground=str(rng.choice([c for c in BACKGROUND_COLOURS if c != colour])),
+        ground=str(rng.choice([c for c in COLOURS if c != colour])),
         texture=str(rng.choice(TEXTURES)),
         seed=seed,
     )

@@ -20,7 +20,7 @@ from simvtp_ds.data.manifest import Manifest
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.ds_settings import DeepSpeedSettings
 from simvtp_ds.engine import checkpoint
-from simvtp_ds.engine.failures import TrainingError
+from simvtp_ds.engine.failures import TrainingError, Watchdog
 from simvtp_ds.engine.meters import Journal
 from simvtp_ds.engine.ranks import Control, Rank, connect
 from simvtp_ds.engine.schedule import Schedule, build_schedule
@@ -115,6 +115,7 @@ def run_pretraining(
     """
     run = Path(config.run.dir)
     lock = lock_run(run) if rank.is_main else None
+    watchdog = Watchdog(config.run.step_timeout)
     connect(rank, config.run.step_timeout)
     control = Control(config.run.step_timeout)
     hosts = control.gather(platform.node())
@@ -194,7 +195,7 @@ def run_pretraining(
         keep=config.run.keep,
         log_every=config.run.log_every,
         max_skipped=config.run.max_skipped,
-        step_timeout=config.run.step_timeout,
+        watchdog=watchdog,
         journal=journal,
     )
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ def start_engine(task: torch.nn.Module, groups: list[dict], settings: DeepSpeedS
     """The DeepSpeed engine around a task; optimizer, dtype and ZeRO come from the user's JSON as it is."""
     import deepspeed
 
+    # DeepSpeed still calls it by its old name; the reader of a log can do nothing about that.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated", category=FutureWarning)
     parameters: Any = groups  # DeepSpeed annotates a module and documents parameter groups
     engine, *_ = deepspeed.initialize(model=task, model_parameters=parameters, config=settings.raw)
     return engine
@@ -59,7 +62,7 @@ class Trainer:
     keep: int
     log_every: int
     max_skipped: int
-    step_timeout: float
+    watchdog: Watchdog
     journal: Journal | None  # on the main rank
 
     def say(self, line: str) -> None:
@@ -160,7 +163,7 @@ class Trainer:
         Raises:
             TrainingError: the run cannot go on; its message says why and what to do.
         """
-        stop, watchdog, skipped = StopRequest(), Watchdog(self.step_timeout), SkippedSteps(self.max_skipped)
+        stop, skipped = StopRequest(), SkippedSteps(self.max_skipped)
         batches = iter(self.loader)
         saved = first = self.position.step
         window = Window(self.loader.wait_seconds)
@@ -177,16 +180,16 @@ class Trainer:
             if done % self.log_every == 0 or done in (first + 1, self.schedule.total_steps) or stopping:
                 self.log(window, done)
                 window = Window(self.loader.wait_seconds)
-            watchdog.feed()
+            self.watchdog.feed()
             if done % self.save_every == 0 or done == self.schedule.total_steps or stopping:
                 self.save(done)
                 saved = done
-                watchdog.feed()
+                self.watchdog.feed()
             if stopping and done < self.schedule.total_steps:
                 self.say(f"stopped by {stop.name()} after step {done}: resume me with --resume auto")
                 outcome = "stopped"
                 break
-        watchdog.stop()
+        self.watchdog.stop()
         if outcome == "finished":
             next(batches, None)  # the loader's last word: it refuses a run in which too many clips were bad
         self.say(f"{outcome} at step {saved}: {seen_and_bad(self.loader)}; {skipped.total} steps skipped")

@@ -1,0 +1,51 @@
+"""The report is read off the files of the run, not remembered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from simvtp_ds.evaluation.report import build_report, summary
+
+
+def write_run(run: Path) -> None:
+    environment = {"world_size": 2, "zero_stage": 2, "optimizer": "FusedAdam", "dtype": "fp32"}
+    (run / "environment.json").write_text(json.dumps(environment))
+    lines = []
+    for step in range(1, 21):
+        line: dict = {"step": step, "total": 4.0 * step, **dict.fromkeys(("mvm", "mlm", "vtc", "vtm"), float(step))}
+        if step % 10 == 0 or step == 1:
+            line |= {"clips_per_s": 1.0 if step == 1 else 10.0 * step, "data_wait_share": 0.01 * step}
+        lines.append(json.dumps(line))
+    (run / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 21, "to')
+    ways = {"R@1": 12.5, "R@5": 40.0, "R@10": 60.0, "MdR": 8.0}
+    (run / "zero_shot.json").write_text(json.dumps({"queries": 200, "chance_R@1": 0.5, "t2v": ways, "v2t": ways}))
+
+
+def test_the_figures_are_the_runs_own(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    report = build_report(tmp_path)
+    assert report["steps"] == 20
+    assert report["clips_per_s"] == pytest.approx(150.0), "the first line pays for starting and is left out"
+    assert report["data_wait_share"] == pytest.approx(0.15)
+    assert report["loss_first"] == dict.fromkeys(("mvm", "mlm", "vtc", "vtm"), 1.0)
+    assert report["loss_last"]["mlm"] == pytest.approx(15.5), "mean of steps 11 to 20"
+    assert report["retrieval"]["zero_shot"]["t2v"]["R@1"] == 12.5
+    page = summary(report, tmp_path)
+    assert "12.5" in page and "FusedAdam" in page
+
+
+def test_a_run_that_was_not_evaluated_has_no_retrieval_block(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    (tmp_path / "zero_shot.json").unlink()
+    assert "retrieval" not in build_report(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "made_by"), [("environment.json", "pretrain"), ("metrics.jsonl", "training run")])
+def test_what_is_missing_is_named(tmp_path: Path, name: str, made_by: str) -> None:
+    write_run(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing.*{made_by}"):
+        build_report(tmp_path)
