@@ -52,7 +52,7 @@ def main() -> None:
     import torch
     from safetensors.torch import load_file
 
-    from simvtp_ds.config import load_config
+    from simvtp_ds.config_files import load_config
     from simvtp_ds.data.decode import DecodeError
     from simvtp_ds.data.manifest import Manifest
     from simvtp_ds.data.text import Tokenizer

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from simvtp_ds.config import config_parser, instantiate
+from simvtp_ds.config_files import config_parser, instantiate
 
 
 @dataclass(frozen=True)

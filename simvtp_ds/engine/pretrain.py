@@ -14,7 +14,8 @@ from typing import IO, Any
 
 import torch
 
-from simvtp_ds.config import PretrainConfig, save_config
+from simvtp_ds.config import PretrainConfig
+from simvtp_ds.config_files import save_config
 from simvtp_ds.data.loader import BadClip, Loader
 from simvtp_ds.data.manifest import Manifest
 from simvtp_ds.data.text import Tokenizer

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ORDER = (
     ("types",),
     ("config",),
+    ("config_files",),
     ("ds_schema", "ds_check", "ds_settings"),
     ("data",),
     ("model",),

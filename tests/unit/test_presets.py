@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from simvtp_ds.config import PRESETS as FOLDER
-from simvtp_ds.config import PretrainConfig, config_parser, instantiate
+from simvtp_ds.config import PretrainConfig
+from simvtp_ds.config_files import PRESETS as FOLDER
+from simvtp_ds.config_files import config_parser, instantiate
 
 PRESETS = sorted(FOLDER.glob("*.yaml"))
 

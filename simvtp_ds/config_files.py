@@ -1,0 +1,87 @@
+"""Configurations from the command line, from YAML and to YAML. Heavy imports stand inside functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simvtp_ds.config import PretrainConfig
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def config_parser(config_class: type, preset: str, description: str) -> ArgumentParser:
+    """A command line whose defaults are those of `config_class` overlaid with a preset.
+
+    Every field is an option (`--data.manifest x`); `--config FILE` overlays a YAML file, `--print_config` prints the
+    resolved configuration.
+
+    Args:
+        config_class: A frozen dataclass of dataclasses, such as `PretrainConfig`.
+        preset: Name of a file in `simvtp_ds/presets`, without `.yaml`.
+        description: First lines of `--help`.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    from argparse import RawDescriptionHelpFormatter
+
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+        """jsonargparse's help, with the line breaks of the description kept."""
+
+    path = PRESETS / f"{preset}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise ValueError(f"--preset {preset}: there is no such preset; the presets are {known}")
+    parser = ArgumentParser(
+        usage="%(prog)s --deepspeed_config FILE --data.manifest DIR [--preset NAME] [--resume HOW] [--FIELD VALUE ...]",
+        description=description,
+        default_config_files=[str(path)],
+        formatter_class=Formatter,
+    )
+    parser.add_argument("--config", action="config", help="YAML file whose values go over the preset's")
+    parser.add_class_arguments(config_class, as_group=True)
+    return parser
+
+
+def instantiate(parser: ArgumentParser, parsed: Namespace, config_class: type) -> Any:
+    """The frozen dataclass that the parsed arguments describe."""
+    values = parser.instantiate(parsed)
+    return config_class(**{name: values[name] for name in config_class.__dataclass_fields__})
+
+
+def load_config(path: str | Path, config_class: type = PretrainConfig) -> Any:
+    """Read the resolved configuration that a run saved (`RUN/config.yaml`).
+
+    Raises:
+        ValueError: the file is missing, is not YAML, or has a field that `config_class` does not know.
+    """
+    from jsonargparse import ArgumentParser
+
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such configuration file; a run folder has it as config.yaml")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class)
+    try:
+        parsed = parser.parse_path(str(path))
+    except Exception as error:
+        raise ValueError(f"{path} is not a configuration of {config_class.__name__}: {error}") from error
+    return instantiate(parser, parsed, config_class)
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """Write a configuration as YAML that `load_config` and `--config` read back."""
+    import yaml
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return list(value) if isinstance(value, tuple) else value
+
+    Path(path).write_text(yaml.safe_dump(plain(config), sort_keys=False))
