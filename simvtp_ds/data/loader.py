@@ -27,7 +27,7 @@ from simvtp_ds.data.masks import tube_masks
 from simvtp_ds.data.order import Order, micro_batches, replacement_row
 from simvtp_ds.data.sampling import random_view
 from simvtp_ds.data.text import Tokenizer
-from simvtp_ds.data.worker import Outcome, Pool, Task
+from simvtp_ds.data.worker import Decoded, DecoderPool, Task, failure
 from simvtp_ds.types import Batch
 
 MAX_ATTEMPTS = 100  # clips tried for one place of a batch
@@ -169,7 +169,7 @@ class Loader:
         data = self._data
         shape = (data.prefetch + 1, self._micro_batch, data.num_frames, data.image_size, data.image_size, 3)
         try:
-            with Pool(data.workers, shape, data.decode_timeout) as pool:
+            with DecoderPool(data.workers, shape, data.decode_timeout) as pool:
                 self._produce(pool, pending)
             self._results.put(RuntimeError("the loader was closed while it was read") if self._stop.is_set() else None)
         except BaseException as error:
@@ -177,7 +177,7 @@ class Loader:
                 self._report(batch)
             self._results.put(error)
 
-    def _produce(self, pool: Pool, pending: deque[_Pending]) -> None:
+    def _produce(self, pool: DecoderPool, pending: deque[_Pending]) -> None:
         """Keeps `prefetch` + 1 micro batches in the making or ready, and puts them out in order."""
         slots = list(range(self._data.prefetch + 1))
         plan = self._plan()
@@ -218,14 +218,14 @@ class Loader:
         view = random_view(self._data, self._seed, batch.epoch, clip)
         return Task(batch.slot, position, Source(clip.uri, clip.offset, clip.length), view)
 
-    def _settle(self, pool: Pool, batch: _Pending, outcome: Outcome) -> None:
+    def _settle(self, pool: DecoderPool, batch: _Pending, outcome: Decoded) -> None:
         """Notes a decoded clip, or puts another in the place of a bad one."""
         batch.missing -= 1
-        if outcome.error is None:
+        if (reason := failure(outcome)) is None:
             return
         position = outcome.task.position
         clip = batch.clips[position]
-        batch.bad[position].append(BadClip(clip.uri, clip.clip_id, outcome.error, batch.epoch, batch.step))
+        batch.bad[position].append(BadClip(clip.uri, clip.clip_id, reason, batch.epoch, batch.step))
         if batch.attempts[position] >= MAX_ATTEMPTS:
             reasons = "\n  ".join(bad.reason for bad in batch.bad[position][-5:])
             raise DataError(f"{MAX_ATTEMPTS} replacements in a row cannot be decoded; the last reasons:\n  {reasons}")
@@ -247,4 +247,5 @@ class Loader:
         max_words, ratio = self._data.max_words, self._masks.word_ratio
         captions = hide_words_of_batch(batch.clips, self._tokenizer, max_words, ratio, seed, epoch)
         arrays = (frames.copy(), visible, hidden, *captions, negatives(ids, seed, epoch))
-        return Batch(*(torch.from_numpy(array) for array in arrays))
+        whole = Batch(*(torch.from_numpy(array) for array in arrays))
+        return whole.pin_memory() if torch.cuda.is_available() else whole

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -161,7 +162,7 @@ def _probe_all(
 
 def _clip(row: Row, uri: str, size: int, probe: Probe) -> Clip:
     return Clip(
-        clip_id=row.video,
+        clip_id=posixpath.normpath(row.video),  # ./a.mp4 and a.mp4 are captions of one clip
         uri=uri,
         offset=0,
         length=size,

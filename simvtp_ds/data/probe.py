@@ -15,17 +15,11 @@ Each file is probed in a child process: one that hangs is killed, one that crash
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import multiprocessing
 import os
-import signal
 import stat
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from functools import partial
 from pathlib import Path
 
 import av
@@ -34,6 +28,8 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
+
+from simvtp_ds.data.pool import Crashed, Hung, Pool
 
 MAX_PIXELS = 1 << 26
 _LFS_HEAD = b"version https://git-lfs.github.com/spec/"
@@ -143,62 +139,10 @@ def _decode_all(container: InputContainer, stream: VideoStream, codec: str) -> P
     return Probe(reason, frames, float(stream.average_rate or stream.guessed_rate or 0), width, height, codec)
 
 
-def _child(connection: Connection, parent: int, probe: Callable[[str], Probe]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive a parent that was killed
-        if os.getppid() != parent:
-            os._exit(1)
+def _start(probe: Callable[[str], Probe]) -> Callable[[str], Probe]:
+    """In the child process: FFmpeg's messages off, since each fault ends in a reason."""
     av.logging.set_level(None)
-    connection.send(None)  # ready
-    while True:
-        try:
-            path = connection.recv()
-        except EOFError:
-            return
-        connection.send(probe(path))
-
-
-class _Worker:
-    """One child process and the file it is at work on."""
-
-    def __init__(self, probe: Callable[[str], Probe]):
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_child, args=(theirs, os.getpid(), probe), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.ready = False
-        self.path: str | None = None
-        self.deadline = float("inf")
-
-    def take(self, path: str, timeout: float) -> None:
-        self.path, self.deadline = path, time.monotonic() + timeout
-        with contextlib.suppress(OSError):  # a child that died while idle is found at the next wait
-            self.connection.send(path)
-
-    def kill(self) -> int:
-        """Ends the child; its exit code (negative: the signal)."""
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
-        return self.process.exitcode or 0
-
-
-def _hear(worker: _Worker, reported: bool, timeout: float) -> Probe | None:
-    """What the worker's file came to; None when it only said that it is ready. Ends a worker that hangs or has died."""
-    if not reported:
-        worker.kill()
-        return Probe(f"hung: not done after {timeout:g} s")
-    try:
-        result = worker.connection.recv()
-    except (EOFError, OSError):
-        code = worker.kill()
-        if not worker.ready:
-            raise RuntimeError(f"a probe process could not start (exit code {code}); see its message above") from None
-        return Probe(f"decoder crashed: its process ended by {f'signal {-code}' if code < 0 else f'exit code {code}'}")
-    worker.ready, worker.path, worker.deadline = True, None, float("inf")
-    return result
+    return probe
 
 
 def probe_files(
@@ -209,25 +153,21 @@ def probe_files(
     A file that takes longer than `timeout` seconds is "hung", one whose child dies is "decoder crashed"; in both cases
     a new child goes on with the next file. All children end with the iterator, and with this process, however it ends.
     """
-    todo = list(paths)[::-1]
-    pool = [_Worker(probe) for _ in range(min(workers, len(todo)))]
-    try:
-        while todo or any(w.path is not None for w in pool):
-            for worker in pool:
-                if worker.ready and worker.path is None and todo:
-                    worker.take(todo.pop(), timeout)
-            pause = max(0.0, min(w.deadline for w in pool) - time.monotonic())
-            reported = set(wait([w.connection for w in pool], min(pause, 1.0)))
-            for worker in list(pool):
-                if worker.connection not in reported and time.monotonic() < worker.deadline:
-                    continue
-                path, result = worker.path, _hear(worker, worker.connection in reported, timeout)
-                if worker.connection.closed:
-                    pool.remove(worker)
-                    if todo:
-                        pool.append(_Worker(probe))
-                if path is not None and result is not None:
-                    yield path, result
-    finally:
-        for worker in pool:
-            worker.kill()
+    todo = list(paths)
+    if not todo:
+        return
+    with Pool("probe", min(workers, len(todo)), partial(_start, probe), timeout, needs="av") as pool:
+        pool.submit(todo)
+        for path, result in pool.drain():
+            yield path, _judge(result)
+
+
+def _judge(result: Probe | Hung | Crashed) -> Probe:
+    match result:
+        case Hung(seconds):
+            return Probe(f"hung: not done after {seconds:g} s")
+        case Crashed(code):
+            ending = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+            return Probe(f"decoder crashed: its process ended by {ending}")
+        case probe:
+            return probe

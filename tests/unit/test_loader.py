@@ -23,8 +23,10 @@ from simvtp_ds.data.decode import Source, decode_into
 from simvtp_ds.data.loader import BadClip, DataError, Loader
 from simvtp_ds.data.manifest import Clip, Manifest, write_manifest
 from simvtp_ds.data.order import Order, replacement_row
+from simvtp_ds.data.pool import Crashed, Outcome
 from simvtp_ds.data.sampling import random_view
 from simvtp_ds.data.text import Tokenizer, train_wordpiece
+from simvtp_ds.data.worker import Task, failure
 from simvtp_ds.types import Batch
 
 ROOT = Path(__file__).parents[2]
@@ -216,6 +218,12 @@ def test_a_decoder_that_dies_is_replaced_and_the_batches_go_on(make: Make) -> No
     for process in children():
         process.send_signal(signal.SIGKILL)
     assert len(list(batches)) == 29
+
+
+def test_the_reason_of_a_crash_names_the_file_and_the_exit_code(clips: list[Clip]) -> None:
+    task = Task(0, 0, Source("a.mp4", 0, 1), random_view(DATA, 3, 0, clips[0]))
+    assert failure(Outcome(task, Crashed(-11))) == "a.mp4: the decoder process ended with exit code -11"
+    assert failure(Outcome(task, None)) is None
 
 
 def test_too_many_bad_clips_end_the_iteration_with_count_and_reasons(

@@ -73,6 +73,20 @@ def test_usable_rows_are_in_the_manifest_in_file_order_and_the_others_are_listed
     assert Tokenizer.load(out).vocab_size == summary.vocab_size
 
 
+def test_two_spellings_of_a_path_are_captions_of_one_clip(corpus, tmp_path):
+    (corpus / "captions.csv").write_text("path,caption\nb.mkv,one\n./b.mkv,two\nsub/../b.mkv,three\nsub//a.mp4,four\n")
+    summary = prepare(corpus / "captions.csv", tmp_path / "out")
+    manifest = Manifest.open(tmp_path / "out")
+    clips = [manifest[i] for i in range(len(manifest))]
+    assert [(clip.clip_id, clip.caption) for clip in clips] == [
+        ("b.mkv", "one"),
+        ("b.mkv", "two"),
+        ("b.mkv", "three"),
+        ("sub/a.mp4", "four"),
+    ]
+    assert len({clip.uri for clip in clips}) == summary.videos == summary.probed == 2
+
+
 def test_a_rerun_probes_nothing_and_writes_the_same_bytes(corpus, tmp_path):
     prepare(corpus / "captions.json", tmp_path / "out")
     before = {name: (tmp_path / "out" / name).read_bytes() for name in OUTPUTS if name != "summary.json"}
