@@ -1,5 +1,5 @@
 # Sourced by quickstart.sh and tests/run.sh: a virtual environment with everything in it, DeepSpeed's operators built.
-# Usage: source launch/setup.sh [more requirement files]
+# `more`, if set, names a further requirements file.
 # PYTHON (default python3) makes the environment; VENV (default .venv) is where it goes.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -15,12 +15,10 @@ if [ ! -x "$VENV/bin/python" ]; then
   echo "setup: virtual environment in $VENV"
   "$PYTHON" -m venv "$VENV" || fail "could not make a virtual environment (Debian: apt install python3-venv)"
 fi
-wanted="$(cat "$root/requirements.txt" "$@" | sha256sum) $("$VENV/bin/python" --version) $root"
+wanted="$(cat "$root/requirements.txt" ${more:+"$more"} | sha256sum) $("$VENV/bin/python" --version) $root"
 if ! grep -qxF "$wanted" "$VENV/.installed" 2>/dev/null; then
   echo "setup: installing packages (3 to 6 minutes, once)"
-  requirements=(-r "$root/requirements.txt")
-  for file in "$@"; do requirements+=(-r "$file"); done
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "${requirements[@]}"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.txt" ${more:+-r "$more"}
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$root"
   echo "$wanted" >>"$VENV/.installed"
 fi

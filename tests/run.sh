@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 unit_only=
 [ "${1:-}" = --unit ] && unit_only=1 && shift
-source launch/setup.sh "$PWD/tests/requirements.txt"
+more="$PWD/tests/requirements.txt"
+source launch/setup.sh
 ruff check .
 ruff format --check .
 pyright --warnings

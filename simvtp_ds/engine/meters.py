@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from simvtp_ds.data.loader import BadClip
 from simvtp_ds.types import Losses
 
 
@@ -86,10 +88,11 @@ class Journal:
         self.json.write(json.dumps(values) + "\n")
 
     def steps(self, steps: list[int], losses: list[list[float]], told: dict[str, float]) -> None:
-        """The steps since the last call: their losses, and one set of rates for the last of them."""
+        """The steps since the last call: their losses (null where not finite), and rates for the last."""
         for step, values in zip(steps, losses, strict=True):
             named = dict(zip(Losses._fields, values, strict=True))
-            self.event(step=step, **named, **(told if step == steps[-1] else {}))
+            finite = {name: value if math.isfinite(value) else None for name, value in named.items()}
+            self.event(step=step, **finite, **(told if step == steps[-1] else {}))
             for name, value in named.items():
                 self.board.add_scalar(f"loss/{name}", value, step)
         for name, value in told.items():
@@ -107,3 +110,16 @@ class Journal:
         self.board.close()
         self.lines.close()
         self.json.close()
+
+
+class BadClipLog:
+    """Writes each clip that could not be decoded, with its path and the reason, as a JSON line; a file a rank."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, clip: BadClip) -> None:
+        self.path.parent.mkdir(exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(clip._asdict()) + "\n")
+        print(f"bad clip replaced: {clip.uri}: {clip.reason}", flush=True)

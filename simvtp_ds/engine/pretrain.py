@@ -16,14 +16,15 @@ import torch
 
 from simvtp_ds.config import PretrainConfig
 from simvtp_ds.config_files import save_config
-from simvtp_ds.data.loader import BadClip, Loader
+from simvtp_ds.data.loader import Loader
 from simvtp_ds.data.manifest import Manifest
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.ds_settings import DeepSpeedSettings
 from simvtp_ds.engine import checkpoint
 from simvtp_ds.engine.failures import TrainingError, Watchdog
-from simvtp_ds.engine.meters import Journal
+from simvtp_ds.engine.meters import BadClipLog, Journal
 from simvtp_ds.engine.ranks import Control, Rank, connect
+from simvtp_ds.engine.saving import load
 from simvtp_ds.engine.schedule import Schedule, build_schedule
 from simvtp_ds.engine.train import Trainer, start_engine
 from simvtp_ds.model.blocks import use_fast_norm_if_available
@@ -145,7 +146,7 @@ def run_pretraining(
     task = PretrainTask(model, config.objectives)
     engine = start_engine(task, parameter_groups(task, settings.weight_decay), settings)
     if folder is not None:
-        checkpoint.load(engine, folder)
+        load(engine, folder)
 
     schedule = inputs.schedule
     journal = None
@@ -181,7 +182,7 @@ def run_pretraining(
         world_size=rank.world_size,
         start_step=position.step,
         end_step=schedule.total_steps,
-        on_bad=BadClipLog(run, rank),
+        on_bad=BadClipLog(run / "bad_clips" / f"rank_{rank.rank}.jsonl"),
     )
     trainer = Trainer(
         engine=engine,
@@ -234,16 +235,3 @@ def find_start(run: Path, resume: str, rank: Rank, control: Control, warn: Calla
     if not existing:
         return None
     return checkpoint.agree_on([run / "checkpoints" / name for name in existing], rank, control, warn)
-
-
-class BadClipLog:
-    """Writes each clip that could not be decoded, with its path, to RUN/bad_clips/rank_N.jsonl."""
-
-    def __init__(self, run: Path, rank: Rank) -> None:
-        self.path = run / "bad_clips" / f"rank_{rank.rank}.jsonl"
-
-    def __call__(self, clip: BadClip) -> None:
-        self.path.parent.mkdir(exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(clip._asdict()) + "\n")
-        print(f"bad clip replaced: {clip.uri}: {clip.reason}", flush=True)

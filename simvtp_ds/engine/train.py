@@ -25,6 +25,7 @@ from simvtp_ds.engine.failures import (
 )
 from simvtp_ds.engine.meters import Journal, Window, memory_gib
 from simvtp_ds.engine.ranks import Control, Rank
+from simvtp_ds.engine.saving import save
 from simvtp_ds.engine.schedule import Schedule, set_learning_rate
 from simvtp_ds.types import Batch, Losses
 
@@ -151,7 +152,7 @@ class Trainer:
         keep_output_writable()
         started = time.perf_counter()
         position = checkpoint.Position(**{**asdict(self.position), "step": step})
-        folder = checkpoint.save(self.engine, self.run, position, self.rank, self.control, self.keep)
+        folder = save(self.engine, self.run, position, self.rank, self.control, self.keep)
         self.say(f"checkpoint {folder} written in {time.perf_counter() - started:.1f} s")
 
     def train(self) -> str:

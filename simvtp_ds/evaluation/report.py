@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from simvtp_ds.types import Losses
@@ -40,6 +41,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return steps
 
 
+def _finite(metrics: list[dict[str, Any]], part: str) -> list[float]:
+    """A loss by step; steps that were skipped because it was not finite are left out."""
+    found = [m[part] for m in metrics if m[part] is not None]
+    if not found:
+        raise ValueError(f"the loss {part} was never finite: the run has learnt nothing that could be reported")
+    return found
+
+
 def build_report(run: Path) -> dict[str, Any]:
     """The figures of a run.
 
@@ -58,10 +67,10 @@ def build_report(run: Path) -> dict[str, Any]:
     report: dict[str, Any] = {
         **{name: environment[name] for name in ("world_size", "zero_stage", "optimizer", "dtype")},
         "steps": metrics[-1]["step"],
-        "clips_per_s": sum(m["clips_per_s"] for m in rates) / len(rates),
-        "data_wait_share": sum(m["data_wait_share"] for m in rates) / len(rates),
-        "loss_first": {part: metrics[0][part] for part in PARTS},
-        "loss_last": {part: sum(m[part] for m in metrics[-LAST:]) / len(metrics[-LAST:]) for part in PARTS},
+        "clips_per_s": mean(m["clips_per_s"] for m in rates),
+        "data_wait_share": mean(m["data_wait_share"] for m in rates),
+        "loss_first": {part: mean(_finite(metrics, part)[:1]) for part in PARTS},
+        "loss_last": {part: mean(_finite(metrics, part)[-LAST:]) for part in PARTS},
     }
     if (run / "zero_shot.json").is_file():
         found = _read_json(run / "zero_shot.json", "launch/evaluate.py")

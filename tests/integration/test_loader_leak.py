@@ -62,6 +62,6 @@ def test_a_thousand_batches_leave_memory_and_open_files_flat(tmp_path: Path) -> 
     assert last.frames.shape == (4, 4, 64, 64, 3)
     assert loader.clips_bad > 100
     assert memory_after - memory < 20
-    assert files_after == files
+    assert files_after <= files
     assert next(batches, None) is None
     assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]

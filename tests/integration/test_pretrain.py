@@ -94,7 +94,7 @@ def test_bf16_stays_close_to_fp32(launcher: Launcher) -> None:
         launch.succeed()
         runs[dtype] = losses(launch.run)
     for step, expected in runs["fp32"].items():
-        assert runs["bf16"][step] == pytest.approx(expected, rel=0.02), f"step {step}"
+        assert runs["bf16"][step] == pytest.approx(expected, rel=0.05), f"step {step}"
     assert runs["bf16"] != runs["fp32"]
 
 
@@ -181,7 +181,8 @@ def test_a_disk_that_cannot_take_the_checkpoint_ends_the_run_and_keeps_the_earli
     shutil.rmtree(full / "checkpoints" / "step_00000006")
     biggest = max(p.stat().st_size for p in (full / "checkpoints").rglob("*") if p.is_file())
     arguments = launcher.arguments("full", deepspeed_json(accumulation=2), {})
-    script = f'ulimit -f {biggest // 1024 // 2}; exec "$@"'
+    # The largest file of a checkpoint is a byte too large; everything else can be written.
+    script = f'ulimit -f {(biggest - 1) // 1024}; exec "$@"'
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29777"]
     command = ["bash", "-c", script, "full", *torchrun, "launch/pretrain.py", *arguments]
     code, output = launcher.start(command, "full").wait()

@@ -1,0 +1,161 @@
+"""Checkpoints into and out of the engine: complete, or not there at all.
+
+A checkpoint is written into a folder whose name starts with `.partial`, hashed by all ranks together, and renamed when
+everything is on disk. DeepSpeed's own `latest` file is neither atomic nor written last, so it is not used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from simvtp_ds.engine.checkpoint import RECORD, Position, sha256, steps_of
+from simvtp_ds.engine.failures import TrainingError
+from simvtp_ds.engine.ranks import Control, Rank
+
+PARTIAL = ".partial-"
+WEIGHTS = "weights.safetensors"
+
+
+def fp32_weights(engine: Any) -> dict[str, torch.Tensor]:
+    """The whole model in fp32 on the CPU, from the optimizer's master copy; all ranks must call it."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        full = safe_get_full_fp32_param(parameter)
+        weights[name.removeprefix("model.")] = (parameter if full is None else full).detach().float().cpu().contiguous()
+    return weights
+
+
+@contextmanager
+def _collect_write_errors(engine: Any, errors: list[str]) -> Iterator[None]:
+    """Let DeepSpeed's save go on after a failed write: its barriers wait for every rank, also for one that raised.
+
+    The scripts that it copies beside the checkpoints are left out: a full disk would stop rank 0 there, alone, and
+    weights.safetensors holds what they would extract.
+    """
+    engine._copy_recovery_script = lambda _: None
+    backend = engine.checkpoint_engine
+    write = backend.save
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return write(*args, **kwargs)
+        except (OSError, RuntimeError) as error:
+            errors.append(str(error).splitlines()[0])
+
+    backend.save = guarded
+    try:
+        yield
+    finally:
+        backend.save = write
+        del engine._copy_recovery_script
+
+
+def save(engine: Any, run: Path, position: Position, rank: Rank, control: Control, keep: int) -> Path:
+    """Write a checkpoint, all ranks together, then delete all but the newest `keep`.
+
+    Raises:
+        TrainingError: some rank could not write (disk full, no permission); nothing half-written stays behind and
+            the earlier checkpoints are as they were.
+    """
+    root = run / "checkpoints"
+    final = root / f"step_{position.step:08d}"
+    partial = root / f"{PARTIAL}{final.name}"
+    errors: list[str] = []
+
+    def together() -> None:
+        """Go on only if no rank has met an error."""
+        failed = [f"rank {r}: {found[0]}" for r, found in enumerate(control.gather(errors)) if found]
+        if failed:
+            if rank.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise TrainingError(
+                f"the checkpoint of step {position.step} could not be written to {root} ({failed[0]}); earlier ones "
+                "are intact. Make room, then go on with --resume auto"
+            )
+
+    if rank.is_main:
+        with _noting(errors):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+    together()
+    weights = fp32_weights(engine)
+    if rank.is_main:
+        with _noting(errors):
+            save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
+    del weights
+    with _collect_write_errors(engine, errors):
+        engine.save_checkpoint(str(root), tag=partial.name, save_latest=False)
+    together()
+    names = control.gather(sorted(p.name for p in partial.iterdir()))[0]
+    hashes = {}
+    with _noting(errors):
+        for name in names[rank.rank :: rank.world_size]:
+            with (partial / name).open("rb") as file:
+                os.fsync(file.fileno())
+                hashes[name] = {"sha256": sha256(partial / name), "bytes": os.fstat(file.fileno()).st_size}
+    files = {name: described for share in control.gather(hashes) for name, described in share.items()}
+    if rank.is_main:
+        with _noting(errors):
+            record = {"position": asdict(position), "files": dict(sorted(files.items()))}
+            _write_durably(partial / RECORD, json.dumps(record, indent=1))
+            if final.exists():  # a damaged one of the same step, passed over when the run was resumed
+                shutil.rmtree(final)
+            partial.rename(final)
+            _sync_folder(root)
+    together()
+    if rank.is_main:
+        for old in steps_of(run)[keep:]:
+            # Renamed first: a folder deleted by half must not look like a checkpoint.
+            doomed = root / f"{PARTIAL}{old.name}"
+            old.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+    return final
+
+
+@contextmanager
+def _noting(errors: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever it is, the other ranks must hear of it before this one stops
+        errors.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+
+
+def load(engine: Any, folder: Path) -> None:
+    """Put model, optimizer and loss scale of a checkpoint into the engine; all ranks must call it.
+
+    Raises:
+        TrainingError: DeepSpeed found nothing to load.
+    """
+    path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    if path is None:
+        raise TrainingError(f"DeepSpeed could not load {folder}, though every file in it is intact")
+
+
+def _write_durably(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
