@@ -8,6 +8,7 @@ import select
 import signal
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from types import FrameType
 
 from simvtp_ds.types import Losses
@@ -17,20 +18,46 @@ class TrainingError(RuntimeError):
     """The run cannot go on; the newest checkpoint is intact. The message is one line for a person."""
 
 
+def parent_of(process: int) -> int:
+    """Id of a process's parent; 0 where it cannot be known (the process is gone, or this is not Linux)."""
+    try:
+        # The second field is the name in parentheses and may hold anything; the parent is the second one after it.
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def started_by_deepspeed(process: int) -> bool:
+    """Whether a process is DeepSpeed's per-host launcher."""
+    try:
+        return "deepspeed.launcher.launch" in Path(f"/proc/{process}/cmdline").read_text()
+    except OSError:
+        return False
+
+
 class StopRequest:
-    """Remembers SIGTERM and SIGUSR1 until the step in progress is done."""
+    """Remembers SIGTERM and SIGUSR1 until the step in progress is done, and notices when nobody waits for the run.
+
+    The deepspeed command starts a launcher, which starts the ranks. Killed, the command takes neither with it: the run
+    would go on unseen. So that launcher losing the parent that it had counts as a request, too. (Not so other parents:
+    a run under nohup outlives the shell that started it.)
+    """
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.reason = ""
+        self._launcher = os.getppid()
+        self._starter = parent_of(self._launcher) if started_by_deepspeed(self._launcher) else 0
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self.signal = number
+        self.reason = signal.Signals(number).name
 
-    def name(self) -> str:
-        """Name of the signal that came, or of the one that another rank got."""
-        return signal.Signals(self.signal).name if self.signal else "a signal to another rank"
+    def pending(self) -> str:
+        """Why the run should stop; empty: it should not."""
+        if not self.reason and self._starter > 1 and parent_of(self._launcher) != self._starter:
+            self.reason = "the end of the process that started the launcher"
+        return self.reason
 
 
 def keep_output_writable() -> None:

@@ -175,7 +175,7 @@ class Trainer:
             done = step + 1
             window.steps.append(done)
             window.losses.append(torch.stack([torch.stack(loss) for loss in losses]).float().mean(0))
-            stopping = any(self.control.gather(stop.signal))
+            stopping = next(filter(None, self.control.gather(stop.pending())), "")
             if stopping:
                 keep_output_writable()
             if done % self.log_every == 0 or done in (first + 1, self.schedule.total_steps) or stopping:
@@ -187,7 +187,7 @@ class Trainer:
                 saved = done
                 self.watchdog.feed()
             if stopping and done < self.schedule.total_steps:
-                self.say(f"stopped by {stop.name()} after step {done}: resume me with --resume auto")
+                self.say(f"stopped by {stopping} after step {done}: resume me with --resume auto")
                 outcome = "stopped"
                 break
         self.watchdog.stop()

@@ -130,6 +130,17 @@ def test_a_signal_to_one_rank_saves_on_all_and_exits_with_0(launcher: Launcher) 
     assert int(newest.name.removeprefix("step_")) == max(losses(launch.run))
 
 
+def test_a_killed_deepspeed_command_leaves_a_checkpoint_and_no_process(launcher: Launcher) -> None:
+    launch = launcher.deepspeed("orphaned", deepspeed_json(), schedule__max_steps=100000, run__save_every=100000)
+    with no_process_left(str(launch.run)):
+        launch.wait_for_step(2)
+        launch.process.terminate()
+        _, output = launch.wait(timeout=60)
+    assert "resume me with --resume auto" in (launch.run / "log.txt").read_text()
+    newest = newest_valid(launch.run)
+    assert newest is not None, output[-3000:]
+
+
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_on_all(
     launcher: Launcher, monkeypatch: pytest.MonkeyPatch, stage: int

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from simvtp_ds.engine.failures import SkippedSteps, TrainingError, not_finite
+from simvtp_ds.engine.failures import (
+    SkippedSteps,
+    StopRequest,
+    TrainingError,
+    not_finite,
+    parent_of,
+    started_by_deepspeed,
+)
 from simvtp_ds.types import Losses
+
+
+@pytest.fixture(autouse=True)
+def handlers_as_before() -> Iterator[None]:
+    """StopRequest takes signals over; pytest needs them back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_skipped_steps_in_a_row_end_the_run_and_an_applied_one_resets_the_count() -> None:
@@ -52,3 +71,16 @@ def test_output_whose_reader_has_gone_is_sent_nowhere() -> None:
     process.stdin.write("go\n")
     process.stdin.close()
     assert process.wait(60) == 7
+
+
+def test_a_process_under_another_parent_is_not_taken_for_one_of_deepspeeds() -> None:
+    assert not started_by_deepspeed(os.getppid())
+    assert parent_of(os.getpid()) == os.getppid()
+    assert parent_of(2**30) == 0
+    assert StopRequest().pending() == ""
+
+
+def test_a_signal_is_remembered_by_name() -> None:
+    request = StopRequest()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert request.pending() == "SIGUSR1"
