@@ -64,7 +64,7 @@ class Journal:
         self.console = Console(file=sys.stderr)
         self.progress = Progress(
             TextColumn("[bold]step"),
-            BarColumn(),
+            BarColumn(bar_width=20),  # all of the line fits into 80 columns
             MofNCompleteColumn(),
             TextColumn("{task.fields[told]}"),
             TimeRemainingColumn(),
@@ -100,7 +100,9 @@ class Journal:
         last = dict(zip(Losses._fields, losses[-1], strict=True))
         parts = " ".join(f"{name} {value:.4f}" for name, value in last.items())
         rates = f"lr {told['lr']:.2e} {told['clips_per_s']:.1f} clips/s wait {100 * told['data_wait_share']:.0f} %"
-        self.progress.update(self.task, completed=steps[-1], told=f"total {last['total']:.3f} {rates}")
+        self.progress.update(
+            self.task, completed=steps[-1], told=f"loss {last['total']:.2f} {told['clips_per_s']:.1f} clips/s"
+        )
         left = (self.total_steps - steps[-1]) * told["seconds_per_step"]
         self.say(f"step {steps[-1]}/{self.total_steps} {parts} {rates} left {left / 60:.1f} min")
 
