@@ -78,11 +78,12 @@ def save(engine: Any, run: Path, position: Position, rank: Rank, control: Contro
         """Go on only if no rank has met an error."""
         failed = [f"rank {r}: {found[0]}" for r, found in enumerate(control.gather(errors)) if found]
         if failed:
+            free = shutil.disk_usage(run).free / 2**20  # torch's own words seldom say that the disk is full
             if rank.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
             raise TrainingError(
-                f"the checkpoint of step {position.step} could not be written to {root} ({failed[0]}); earlier ones "
-                "are intact. Make room, then go on with --resume auto"
+                f"the checkpoint of step {position.step} could not be written to {root} ({failed[0]}; "
+                f"{free:.0f} MiB free there); earlier ones are intact. Make room, then go on with --resume auto"
             )
 
     if rank.is_main:
