@@ -93,8 +93,6 @@ class Loader:
         end_step: int | None = None,
         on_bad: Callable[[BadClip], None] = lambda bad: None,
     ) -> None:
-        if data.workers < 1 or data.prefetch < 1:
-            raise ValueError(f"data.workers is {data.workers}, data.prefetch {data.prefetch}; expected at least 1 each")
         if micro_batch < 2:
             raise ValueError(
                 f"train_micro_batch_size_per_gpu is {micro_batch}; matching needs two different clips in a micro "

@@ -7,15 +7,15 @@ one machine share them.
 from __future__ import annotations
 
 import hashlib
-import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
 
 import pyarrow as pa
+
+from simvtp_ds.files import replacing
 
 FILE_NAME = "manifest.arrow"
 _ROWS_PER_BATCH = 1 << 16
@@ -140,21 +140,3 @@ def write_manifest(folder: str | Path, clips: Iterable[Clip]) -> None:
         # The digest is known last: it travels in the metadata of a closing batch without rows.
         closing = pa.record_batch([pa.array([], field.type) for field in _SCHEMA], schema=_SCHEMA)
         writer.write_batch(closing, custom_metadata={_FINGERPRINT: digest.hexdigest().encode()})
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; on success it takes the place of `path` on disk, on an error it is removed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too, survives a power cut
-    finally:
-        os.close(folder)

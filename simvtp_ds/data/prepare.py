@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from simvtp_ds.data.annotations import Row, read_annotations
-from simvtp_ds.data.manifest import Clip, replacing, write_manifest
+from simvtp_ds.data.manifest import Clip, write_manifest
 from simvtp_ds.data.probe import Probe, probe_files, stat_file
 from simvtp_ds.data.text import Tokenizer, train_wordpiece
+from simvtp_ds.files import replacing
 
 _RULES = 1  # raise it when probe.py decides otherwise about some file: older results are then not used again
 _PASSING = ("hung", "decoder crashed", "file unreadable")  # may go better on another day: never taken from the cache

@@ -10,6 +10,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from simvtp_ds.files import replacing
+
 FILE_NAME = "tokenizer.json"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _CHARACTERS = 1000  # most characters a trained vocabulary spells with (BERT's trainer uses the same); rarer: [UNK]
@@ -84,13 +86,8 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json into the folder, whole or not at all."""
-        path = Path(folder) / FILE_NAME
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
+        with replacing(Path(folder) / FILE_NAME) as temporary:
             temporary.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def train_wordpiece(captions: Iterable[str], vocab_size: int) -> Tokenizer:

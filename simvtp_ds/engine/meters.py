@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from simvtp_ds.data.loader import BadClip
+from simvtp_ds.files import replacing
 from simvtp_ds.types import Losses
 
 
@@ -38,9 +39,8 @@ def forget_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except ValueError:
             continue  # torn by a crash
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(kept))
 
 
 @dataclass

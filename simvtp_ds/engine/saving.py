@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from simvtp_ds.engine.checkpoint import RECORD, Position, sha256, steps_of
 from simvtp_ds.engine.failures import TrainingError
 from simvtp_ds.engine.ranks import Control, Rank
+from simvtp_ds.files import replacing, sync_folder
 
 PARTIAL = ".partial-"
 WEIGHTS = "weights.safetensors"
@@ -110,11 +111,12 @@ def save(engine: Any, run: Path, position: Position, rank: Rank, control: Contro
     if rank.is_main:
         with _noting(errors):
             record = {"position": asdict(position), "files": dict(sorted(files.items()))}
-            _write_durably(partial / RECORD, json.dumps(record, indent=1))
+            with replacing(partial / RECORD) as temporary:
+                temporary.write_text(json.dumps(record, indent=1))
             if final.exists():  # a damaged one of the same step, passed over when the run was resumed
                 shutil.rmtree(final)
             partial.rename(final)
-            _sync_folder(root)
+            sync_folder(root)
     together()
     if rank.is_main:
         for old in steps_of(run)[keep:]:
@@ -142,21 +144,3 @@ def load(engine: Any, folder: Path) -> None:
     path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
     if path is None:
         raise TrainingError(f"DeepSpeed could not load {folder}, though every file in it is intact")
-
-
-def _write_durably(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

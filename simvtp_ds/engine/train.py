@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from simvtp_ds.config import RunConfig
 from simvtp_ds.data.loader import Loader
 from simvtp_ds.ds_settings import DeepSpeedSettings
 from simvtp_ds.engine import checkpoint
@@ -56,13 +57,9 @@ class Trainer:
     settings: DeepSpeedSettings
     schedule: Schedule
     position: checkpoint.Position  # of the first step
-    run: Path
+    config: RunConfig
     rank: Rank
     control: Control
-    save_every: int
-    keep: int
-    log_every: int
-    max_skipped: int
     watchdog: Watchdog
     journal: Journal | None  # on the main rank
 
@@ -152,7 +149,7 @@ class Trainer:
         keep_output_writable()
         started = time.perf_counter()
         position = checkpoint.Position(**{**asdict(self.position), "step": step})
-        folder = save(self.engine, self.run, position, self.rank, self.control, self.keep)
+        folder = save(self.engine, Path(self.config.dir), position, self.rank, self.control, self.config.keep)
         self.say(f"checkpoint {folder} written in {time.perf_counter() - started:.1f} s")
 
     def train(self) -> str:
@@ -164,7 +161,7 @@ class Trainer:
         Raises:
             TrainingError: the run cannot go on; its message says why and what to do.
         """
-        stop, skipped = StopRequest(), SkippedSteps(self.max_skipped)
+        stop, skipped = StopRequest(), SkippedSteps(self.config.max_skipped)
         batches = iter(self.loader)
         saved = first = self.position.step
         window = Window(self.loader.wait_seconds)
@@ -178,11 +175,11 @@ class Trainer:
             stopping = next(filter(None, self.control.gather(stop.pending())), "")
             if stopping:
                 keep_output_writable()
-            if done % self.log_every == 0 or done in (first + 1, self.schedule.total_steps) or stopping:
+            if done % self.config.log_every == 0 or done in (first + 1, self.schedule.total_steps) or stopping:
                 self.log(window, done)
                 window = Window(self.loader.wait_seconds)
             self.watchdog.feed()
-            if done % self.save_every == 0 or done == self.schedule.total_steps or stopping:
+            if done % self.config.save_every == 0 or done == self.schedule.total_steps or stopping:
                 self.save(done)
                 saved = done
                 self.watchdog.feed()
