@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
-def _require(holds: bool, message: str) -> None:
+def require(holds: bool, message: str) -> None:
+    """ValueError with `message` where something does not hold."""
     if not holds:
         raise ValueError(message)
 
@@ -52,14 +53,14 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "frame_stride", "image_size", "workers", "prefetch"):
-            _require(getattr(self, name) >= 1, f"data.{name} is {getattr(self, name)}; it must be at least 1")
-        _require(self.max_words >= 3, f"data.max_words is {self.max_words}; [CLS], a word and [SEP] need 3")
+            require(getattr(self, name) >= 1, f"data.{name} is {getattr(self, name)}; it must be at least 1")
+        require(self.max_words >= 3, f"data.max_words is {self.max_words}; [CLS], a word and [SEP] need 3")
         scales = self.crop_scales
-        _require(
+        require(
             bool(scales) and all(0.0 < s <= 1.0 for s in scales),
             f"data.crop_scales is {list(scales)}; give shares of the short side, above 0 and at most 1",
         )
-        _require(self.decode_timeout > 0, f"data.decode_timeout is {self.decode_timeout}; give seconds above 0")
+        require(self.decode_timeout > 0, f"data.decode_timeout is {self.decode_timeout}; give seconds above 0")
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class MaskConfig:
     word_ratio: float = 0.75
 
     def __post_init__(self) -> None:
-        _require(0 < self.tube_ratio < 1, f"masks.tube_ratio is {self.tube_ratio}; give a share between 0 and 1")
-        _require(0 <= self.word_ratio <= 1, f"masks.word_ratio is {self.word_ratio}; give a share from 0 to 1")
+        require(0 < self.tube_ratio < 1, f"masks.tube_ratio is {self.tube_ratio}; give a share between 0 and 1")
+        require(0 <= self.word_ratio <= 1, f"masks.word_ratio is {self.word_ratio}; give a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,21 @@ class ModelConfig:
     tubelet_size: int = 2
     text_positions: int = 512
     text_dropout: float = 0.1
+
+
+def check_sizes(data: DataConfig, model: ModelConfig) -> None:
+    """ValueError where a model of these sizes cannot read such clips and captions."""
+    for whole, part, names in (
+        (data.image_size, model.patch_size, "data.image_size {} is not a multiple of model.patch_size {}"),
+        (data.num_frames, model.tubelet_size, "data.num_frames {} is not a multiple of model.tubelet_size {}"),
+        (model.width, model.heads, "model.width {} is not a multiple of model.heads {}"),
+        (model.decoder_width, model.decoder_heads, "model.decoder_width {} is not a multiple of .decoder_heads {}"),
+    ):
+        require(part >= 1 and whole % part == 0, names.format(whole, part))
+    require(
+        data.max_words <= model.text_positions,
+        f"data.max_words {data.max_words} is more than model.text_positions {model.text_positions}",
+    )
 
 
 @dataclass(frozen=True)
@@ -186,8 +202,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("save_every", "keep", "log_every", "max_skipped"):
-            _require(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; it must be at least 1")
-        _require(bool(self.dir), "run.dir is empty; name the folder of the run")
+            require(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; it must be at least 1")
+        require(bool(self.dir), "run.dir is empty; name the folder of the run")
 
 
 @dataclass(frozen=True)
@@ -212,21 +228,11 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         data, model = self.data, self.model
-        for whole, part, names in (
-            (data.image_size, model.patch_size, "data.image_size {} is not a multiple of model.patch_size {}"),
-            (data.num_frames, model.tubelet_size, "data.num_frames {} is not a multiple of model.tubelet_size {}"),
-            (model.width, model.heads, "model.width {} is not a multiple of model.heads {}"),
-            (model.decoder_width, model.decoder_heads, "model.decoder_width {} is not a multiple of .decoder_heads {}"),
-        ):
-            _require(part >= 1 and whole % part == 0, names.format(whole, part))
+        check_sizes(data, model)
         patches = (data.image_size // model.patch_size) ** 2
         hidden = int(self.masks.tube_ratio * patches)
-        _require(
+        require(
             0 < hidden < patches,
             f"masks.tube_ratio {self.masks.tube_ratio} hides {hidden} of {patches} patches: some must be hidden and "
             "some visible",
-        )
-        _require(
-            data.max_words <= model.text_positions,
-            f"data.max_words {data.max_words} is more than model.text_positions {model.text_positions}",
         )

@@ -6,14 +6,14 @@ L words of a caption (padded to the longest of the batch), K hidden words of the
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """One micro batch of one rank. A NamedTuple, because DeepSpeed ZeRO-3 looks into tuples for tensors.
+    """One micro batch of pre-training on one rank. A NamedTuple, because ZeRO-3 looks into tuples for tensors.
 
     Frames stay bytes until they are on the device; masks are index tensors, so nothing has to wait for the device.
     """
@@ -27,13 +27,27 @@ class Batch(NamedTuple):
     hidden_word_ids: Tensor  # int64 [K], the token ids that stood there
     negative: Tensor  # int64 [B], index in this batch of the video that does not belong to caption b
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        """The same batch on `device`."""
-        return Batch(*(t.to(device, non_blocking=non_blocking) for t in self))
 
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked host memory, so that copies to the GPU do not block."""
-        return Batch(*(t.pin_memory() for t in self))
+class RetrievalBatch(NamedTuple):
+    """One micro batch of fine-tuning on one rank: whole clips, whole captions."""
+
+    frames: Tensor  # uint8 [B, T, H, W, C], RGB
+    words: Tensor  # int64 [B, L], token ids with [CLS] and [SEP]
+    word_mask: Tensor  # bool [B, L], True where there is a word, False on padding
+    video_ids: Tensor  # int64 [B], a number for each video, the same on every rank: equal numbers are no negatives
+
+
+AnyBatch = TypeVar("AnyBatch", Batch, RetrievalBatch)
+
+
+def to_device(batch: AnyBatch, device: torch.device | str) -> AnyBatch:
+    """The same batch on `device`; the copy does not block where the batch is in page-locked memory."""
+    return type(batch)(*(tensor.to(device, non_blocking=True) for tensor in batch))
+
+
+def pinned(batch: AnyBatch) -> AnyBatch:
+    """The same batch in page-locked host memory, where there is a GPU to copy it to."""
+    return type(batch)(*(tensor.pin_memory() for tensor in batch)) if torch.cuda.is_available() else batch
 
 
 class Losses(NamedTuple):
@@ -44,3 +58,11 @@ class Losses(NamedTuple):
     mlm: Tensor  # masked language modelling
     vtc: Tensor  # video-text contrast
     vtm: Tensor  # video-text matching
+
+
+class RetrievalLosses(NamedTuple):
+    """The same for fine-tuning."""
+
+    total: Tensor
+    vtc: Tensor
+    vtm: Tensor  # 0 where matching is not trained

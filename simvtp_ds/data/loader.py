@@ -28,7 +28,7 @@ from simvtp_ds.data.order import Order, micro_batches, replacement_row
 from simvtp_ds.data.sampling import random_view
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.data.worker import Decoded, DecoderPool, Task, failure
-from simvtp_ds.types import Batch
+from simvtp_ds.types import Batch, pinned
 
 MAX_ATTEMPTS = 100  # clips tried for one place of a batch
 SHARE_AFTER = 200  # clips after which the share of bad ones is judged
@@ -245,5 +245,4 @@ class Loader:
         max_words, ratio = self._data.max_words, self._masks.word_ratio
         captions = hide_words_of_batch(batch.clips, self._tokenizer, max_words, ratio, seed, epoch)
         arrays = (frames.copy(), visible, hidden, *captions, negatives(ids, seed, epoch))
-        whole = Batch(*(torch.from_numpy(array) for array in arrays))
-        return whole.pin_memory() if torch.cuda.is_available() else whole
+        return pinned(Batch(*(torch.from_numpy(array) for array in arrays)))

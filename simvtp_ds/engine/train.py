@@ -28,7 +28,7 @@ from simvtp_ds.engine.meters import Journal, Window, memory_gib
 from simvtp_ds.engine.ranks import Control, Rank
 from simvtp_ds.engine.saving import save
 from simvtp_ds.engine.schedule import Schedule, set_learning_rate
-from simvtp_ds.types import Batch, Losses
+from simvtp_ds.types import Batch, Losses, to_device
 
 
 def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
@@ -74,7 +74,7 @@ class Trainer:
         set_learning_rate(self.engine.optimizer.param_groups, self.settings.lr, multiplier)
         losses = []
         for micro in range(self.settings.accumulation):
-            batch = next(batches).to(self.engine.device)
+            batch = to_device(next(batches), self.engine.device)
             seed_dropout(self.position.seed, step, micro, self.rank.rank)
             loss = self.engine(batch)
             self.engine.backward(loss.total)  # DeepSpeed divides by the accumulation

@@ -10,6 +10,7 @@ from tiny import tiny_batch, tiny_model
 
 from simvtp_ds.config import ObjectiveConfig
 from simvtp_ds.objectives.pretrain import PretrainTask
+from simvtp_ds.types import to_device
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -20,7 +21,7 @@ def test_a_step_on_the_gpu_equals_the_step_on_the_cpu(dtype: torch.dtype, tolera
         pytest.skip("this GPU has no bf16")
     on_cpu, batch = PretrainTask(tiny_model(), ObjectiveConfig()), tiny_batch()
     on_gpu = copy.deepcopy(on_cpu).to("cuda", dtype)
-    expected, found = on_cpu(batch), on_gpu(batch.to("cuda"))
+    expected, found = on_cpu(batch), on_gpu(to_device(batch, "cuda"))
     for name, ours, theirs in zip(expected._fields, found, expected, strict=True):
         assert ours.item() == pytest.approx(theirs.item(), rel=tolerance), name
     expected.total.backward()
