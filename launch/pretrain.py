@@ -19,37 +19,15 @@ decay. Everything else is below: a preset gives the defaults, --config FILE goes
 torchrun, srun and plain python (one process) start it as well."""
 
 
-def main(arguments: list[str]) -> None:
-    """Check everything that can be checked, then train.
+def make_job(config, settings, world_size):
+    """Imported late: decoder processes import this file again."""
+    from simvtp_ds.engine.pretrain import pretraining_job
 
-    Decoder workers import this file again (multiprocessing's spawn), so everything heavy is imported in here.
-    """
-    from simvtp_ds.config import PretrainConfig
-    from simvtp_ds.launching import one_line, parse
-
-    with one_line(ValueError):
-        options = parse(arguments, PretrainConfig, default_preset="pretrain_webvid", description=DESCRIPTION)
-
-        from simvtp_ds.ds_settings import check_accelerator, load_settings
-        from simvtp_ds.engine.ranks import find_rank
-
-        rank = find_rank()
-        settings = load_settings(options.deepspeed_config, rank.world_size)
-        check_accelerator(settings)
-
-        from simvtp_ds.engine.pretrain import open_inputs, run_pretraining
-
-        inputs = open_inputs(options.config, settings, rank.world_size)
-
-    from simvtp_ds.data.loader import DataError
-    from simvtp_ds.engine.failures import TrainingError
-
-    with one_line(TrainingError, DataError):
-        run_pretraining(options.config, settings, rank, inputs, options.resume)
+    return pretraining_job(config, settings, world_size)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted: the same command goes on from the newest checkpoint") from None
+    from simvtp_ds.config import PretrainConfig
+    from simvtp_ds.launching import launch_training
+
+    launch_training(sys.argv[1:], PretrainConfig, "pretrain_webvid", DESCRIPTION, make_job)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simvtp_ds.config import PretrainConfig
+from simvtp_ds.finetune_config import FinetuneConfig
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -26,7 +27,7 @@ def config_parser(config_class: type, preset: str, description: str) -> Argument
         description: First lines of `--help`.
 
     Raises:
-        ValueError: there is no such preset.
+        ValueError: there is no such preset, or it is one of another class.
     """
     from argparse import RawDescriptionHelpFormatter
 
@@ -37,8 +38,9 @@ def config_parser(config_class: type, preset: str, description: str) -> Argument
 
     path = PRESETS / f"{preset}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-        raise ValueError(f"--preset {preset}: there is no such preset; the presets are {known}")
+        raise ValueError(f"--preset {preset}: there is no such preset; {_presets_of(config_class)}")
+    if saved_class(path) is not config_class:
+        raise ValueError(f"--preset {preset} is one of another kind of training; {_presets_of(config_class)}")
     parser = ArgumentParser(
         usage="%(prog)s --deepspeed_config FILE --data.manifest DIR [--preset NAME] [--resume HOW] [--FIELD VALUE ...]",
         description=description,
@@ -48,6 +50,11 @@ def config_parser(config_class: type, preset: str, description: str) -> Argument
     parser.add_argument("--config", action="config", help="YAML file whose values go over the preset's")
     parser.add_class_arguments(config_class, as_group=True)
     return parser
+
+
+def _presets_of(config_class: type) -> str:
+    names = sorted(p.stem for p in PRESETS.glob("*.yaml") if saved_class(p) is config_class)
+    return f"the presets are {', '.join(names)}"
 
 
 def instantiate(parser: ArgumentParser, parsed: Namespace, config_class: type) -> Any:
@@ -73,6 +80,23 @@ def load_config(path: str | Path, config_class: type = PretrainConfig) -> Any:
     except Exception as error:
         raise ValueError(f"{path} is not a configuration of {config_class.__name__}: {error}") from error
     return instantiate(parser, parsed, config_class)
+
+
+def saved_class(path: str | Path) -> type[PretrainConfig] | type[FinetuneConfig]:
+    """Which kind of run saved a `config.yaml`.
+
+    Raises:
+        ValueError: the file cannot be read or is no YAML mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read as YAML ({error}): a run folder has its configuration there") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no configuration: a run folder has one there")
+    return FinetuneConfig if "towers" in values else PretrainConfig
 
 
 def save_config(config: Any, path: str | Path) -> None:

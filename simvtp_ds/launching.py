@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +53,46 @@ def parse(arguments: list[str], config_class: type, default_preset: str, descrip
     if not parsed.deepspeed_config:
         raise ValueError("--deepspeed_config is missing: name a DeepSpeed JSON, such as ds_configs/zero2_bf16.json")
     return Options(instantiate(parser, parsed, config_class), parsed.deepspeed_config, parsed.resume)
+
+
+def launch_training(
+    arguments: list[str],
+    config_class: type,
+    default_preset: str,
+    description: str,
+    make_job: Callable[[Any, Any, int], Any],
+) -> None:
+    """A training script: check everything that can be checked, then train.
+
+    Decoder workers import the script again (multiprocessing's spawn), so everything heavy is imported in here.
+
+    Args:
+        arguments: Of the command line.
+        config_class: Configuration of this kind of training.
+        default_preset: Where no --preset is given.
+        description: First lines of --help.
+        make_job: (configuration, DeepSpeed settings, world size) to `engine.run.Job`.
+    """
+    try:
+        with one_line(ValueError):
+            options = parse(arguments, config_class, default_preset, description)
+
+            from simvtp_ds.ds_settings import check_accelerator, load_settings
+            from simvtp_ds.engine.ranks import find_rank
+
+            rank = find_rank()
+            settings = load_settings(options.deepspeed_config, rank.world_size)
+            check_accelerator(settings)
+            job = make_job(options.config, settings, rank.world_size)
+
+        from simvtp_ds.data.loader import DataError
+        from simvtp_ds.engine.failures import TrainingError
+        from simvtp_ds.engine.run import train
+
+        with one_line(TrainingError, DataError):
+            train(job, rank, options.resume)
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted: the same command goes on from the newest checkpoint") from None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ L words of a caption (padded to the longest of the batch), K hidden words of the
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -66,3 +66,6 @@ class RetrievalLosses(NamedTuple):
     total: Tensor
     vtc: Tensor
     vtm: Tensor  # 0 where matching is not trained
+
+
+AnyLosses: TypeAlias = Losses | RetrievalLosses

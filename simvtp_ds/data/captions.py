@@ -1,4 +1,4 @@
-"""Captions as token ids with hidden words, and the video that does not belong to each caption."""
+"""Captions as token ids, whole or with hidden words, and the video that does not belong to each caption."""
 
 from __future__ import annotations
 
@@ -59,16 +59,30 @@ def hide_words_of_batch(
 
 
 def collate(captions: Sequence[Caption], pad_id: int, max_words: int) -> Captions:
-    """Captions padded to the longest, rounded up to a multiple of 8 but not above `max_words`."""
-    longest = max(len(caption.words) for caption in captions)
-    length = max(longest, min(-(-longest // WIDTH_STEP) * WIDTH_STEP, max_words))
-    words = np.full((len(captions), length), pad_id, dtype=np.int64)
-    word_mask = np.zeros((len(captions), length), dtype=bool)
-    for row, caption in enumerate(captions):
-        words[row, : len(caption.words)] = caption.words
-        word_mask[row, : len(caption.words)] = True
-    hidden = np.concatenate([row * length + caption.hidden for row, caption in enumerate(captions)])
+    """Captions padded as `pad` does."""
+    words, word_mask = pad([caption.words for caption in captions], pad_id, max_words)
+    hidden = np.concatenate([row * words.shape[1] + caption.hidden for row, caption in enumerate(captions)])
     return Captions(words, word_mask, hidden, np.concatenate([caption.hidden_ids for caption in captions]))
+
+
+def whole_captions(captions: Sequence[str], tokenizer: Tokenizer, max_words: int) -> tuple[np.ndarray, np.ndarray]:
+    """Captions with no word hidden: `words` int64 [B, L] and `word_mask` bool [B, L], False on padding."""
+    return pad([tokenizer.encode(caption, max_words) for caption in captions], tokenizer.pad_id, max_words)
+
+
+def pad(captions: Sequence[np.ndarray], pad_id: int, max_words: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of captions, int64 [B, L], and where they are not padding, bool [B, L].
+
+    L is the length of the longest, rounded up to a multiple of 8 but not above `max_words`.
+    """
+    longest = max(len(words) for words in captions)
+    length = max(longest, min(-(-longest // WIDTH_STEP) * WIDTH_STEP, max_words))
+    padded = np.full((len(captions), length), pad_id, dtype=np.int64)
+    mask = np.zeros((len(captions), length), dtype=bool)
+    for row, words in enumerate(captions):
+        padded[row, : len(words)] = words
+        mask[row, : len(words)] = True
+    return padded, mask
 
 
 def negatives(clip_ids: Sequence[str], seed: int, epoch: int) -> np.ndarray:

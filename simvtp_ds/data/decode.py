@@ -23,6 +23,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
+from simvtp_ds.data.augment import changed, noise
 from simvtp_ds.data.sampling import View
 
 SWSCALE = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
@@ -86,7 +87,7 @@ class ByteRange:
 
 
 def decode_into(out: np.ndarray, source: Source, view: View) -> None:
-    """The frames of a view, cropped, resized (bilinear, no antialiasing) and mirrored where the view says so.
+    """The frames of a view: cropped, resized (bilinear, no antialiasing), mirrored and augmented as the view says.
 
     Args:
         out: Where the clip is written, uint8 [T, H, W, 3].
@@ -106,8 +107,13 @@ def decode_into(out: np.ndarray, source: Source, view: View) -> None:
                 found = _count_and_pick(container, stream, wanted, camera)
     except (DecodeError, FFmpegError, OSError, ValueError) as error:
         raise DecodeError(f"{source.uri}: {error}") from error
+    operations, erasing = view.augmentation
+    pictures = {index: changed(picture, operations) for index, picture in found.items()}
     for target, index in zip(out, view.indices, strict=True):
-        np.copyto(target, found[int(index)])
+        np.copyto(target, pictures[int(index)])
+    if erasing is not None:
+        top, left, height, width, _ = erasing
+        out[:, top : top + height, left : left + width] = noise(erasing, len(out))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Micro batches in a fixed order, decoded ahead by processes that may hang or die without stopping the run.
 
-What a batch holds is a pure function of (manifest, seed, step, the rank's place): the number of workers and which
+What a batch holds is a pure function of (examples, seed, step, the rank's place): the number of workers and which
 decoder died change nothing. A clip that cannot be decoded is replaced by another, also as a pure function.
 """
 
@@ -15,20 +15,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Generic
 
 import numpy as np
-import torch
 
-from simvtp_ds.config import DataConfig, MaskConfig
-from simvtp_ds.data.captions import hide_words_of_batch, negatives
+from simvtp_ds.config import DataConfig
 from simvtp_ds.data.decode import BadClip, DataError, Source
-from simvtp_ds.data.manifest import Clip, Manifest
-from simvtp_ds.data.masks import tube_masks
+from simvtp_ds.data.examples import Examples
+from simvtp_ds.data.manifest import Clip
 from simvtp_ds.data.order import Order, micro_batches, replacement_row
-from simvtp_ds.data.sampling import random_view
-from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.data.worker import Decoded, DecoderPool, Task, failure
-from simvtp_ds.types import Batch, pinned
+from simvtp_ds.types import AnyBatch, pinned
 
 MAX_ATTEMPTS = 100  # clips tried for one place of a batch
 SHARE_AFTER = 200  # clips after which the share of bad ones is judged
@@ -41,7 +38,7 @@ class _Pending:
 
     epoch: int
     step: int
-    rows: np.ndarray  # int64 [B], as the order has them
+    rows: np.ndarray  # int64 [B], examples as the order has them
     slot: int
     clips: list[Clip]  # [B], replacements included
     missing: int  # clips not decoded yet
@@ -49,7 +46,7 @@ class _Pending:
     bad: list[list[BadClip]]  # [B], those of each place in the order they were tried
 
 
-class Loader:
+class Loader(Generic[AnyBatch]):
     """Iterates over a rank's micro batches of the global steps start_step .. end_step - 1 (for ever without end_step).
 
     One thread hands out the decoding and assembles the batches; the decoders run from the first `next` until the
@@ -57,13 +54,9 @@ class Loader:
     and `clips_bad` count up to the batch handed out last.
 
     Args:
-        manifest: The clips.
-        tokenizer: Turns captions into ids.
+        examples: What the batches are made of.
         data: Settings of the clips.
-        masks: How much is hidden.
-        grid: Tokens (t, h, w) of a clip.
-        seed: Seed of the run.
-        micro_batch: Clips of a micro batch (B), at least 2: matching needs another clip.
+        micro_batch: Clips of a micro batch (B).
         accumulation: Micro batches of a step and rank.
         rank: This rank.
         world_size: All ranks.
@@ -79,12 +72,8 @@ class Loader:
 
     def __init__(
         self,
-        manifest: Manifest,
-        tokenizer: Tokenizer,
+        examples: Examples[AnyBatch],
         data: DataConfig,
-        masks: MaskConfig,
-        grid: tuple[int, int, int],
-        seed: int,
         micro_batch: int,
         accumulation: int,
         rank: int,
@@ -93,24 +82,23 @@ class Loader:
         end_step: int | None = None,
         on_bad: Callable[[BadClip], None] = lambda bad: None,
     ) -> None:
-        if micro_batch < 2:
+        if micro_batch < examples.least_clips:
             raise ValueError(
-                f"train_micro_batch_size_per_gpu is {micro_batch}; matching needs two different clips in a micro "
-                "batch, set it to 2 or more in the DeepSpeed JSON"
+                f"train_micro_batch_size_per_gpu is {micro_batch}; matching needs {examples.least_clips} different "
+                f"clips in a micro batch, set it to {examples.least_clips} or more in the DeepSpeed JSON"
             )
-        self._manifest, self._tokenizer, self._data, self._masks, self._grid = manifest, tokenizer, data, masks, grid
-        self._seed, self._micro_batch, self._on_bad = seed, micro_batch, on_bad
+        self._examples, self._data, self._micro_batch, self._on_bad = examples, data, micro_batch, on_bad
         self._place = (accumulation, rank, world_size, start_step, end_step)
-        self._order = Order(len(manifest), micro_batch * accumulation * world_size, seed)
+        self._order = Order(len(examples), micro_batch * accumulation * world_size, examples.seed)
         self.steps_per_epoch = self._order.steps_per_epoch
         self.wait_seconds, self.clips_seen, self.clips_bad = 0.0, 0, 0
         self._thread: threading.Thread | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[AnyBatch]:
         """Micro batches in order."""
         if self._thread is not None:
             raise RuntimeError("this loader is being iterated already; close it first or make another loader")
-        self._results: queue.SimpleQueue[Batch | BadClip | BaseException | None] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[AnyBatch | BadClip | BaseException | None] = queue.SimpleQueue()
         self._wake_reader, self._wake_writer = multiprocessing.Pipe(duplex=False)
         self._stop = threading.Event()
         self._taken = 0  # batches the consumer took, written by it and read by the thread
@@ -128,17 +116,17 @@ class Loader:
                         self.clips_seen, self.clips_bad = self.clips_seen + 1, self.clips_bad + 1
                         reasons.append(result.reason)
                         self._on_bad(result)
-                    case Batch():
+                    case None:
+                        self._judge(reasons, 1)
+                        return
+                    case BaseException():
+                        raise result
+                    case batch:
                         self.clips_seen += self._micro_batch
                         self._judge(reasons, SHARE_AFTER)
                         self._taken += 1
                         self._wake_writer.send_bytes(b".")
-                        yield result
-                    case None:
-                        self._judge(reasons, 1)
-                        return
-                    case _:
-                        raise result
+                        yield batch
         finally:
             self.close()
 
@@ -192,11 +180,12 @@ class Loader:
             while self._wake_reader.poll():
                 self._wake_reader.recv_bytes()
             while pending and pending[0].missing == 0:
-                if len({clip.clip_id for clip in pending[0].clips}) == 1 and pending[0].attempts[-1] < MAX_ATTEMPTS:
-                    # Captions of one clip only (or replacements that came out equal): matching needs another clip.
+                if self._lacks_clips(pending[0]):
                     pool.submit_first(self._replace(pending[0], self._micro_batch - 1))
                     break
-                batch = self._assemble(pool.frames[pending[0].slot], pending[0])
+                # The pool's frames are overwritten later: the batch gets memory of its own.
+                frames, clips = pool.frames[pending[0].slot].copy(), pending[0].clips
+                batch = pinned(self._examples.assemble(frames, clips, pending[0].epoch))
                 self._report(pending[0])
                 slots.append(pending.popleft().slot)
                 made += 1
@@ -208,13 +197,18 @@ class Loader:
 
     def _plan(self) -> Iterator[_Pending]:
         for epoch, step, rows in micro_batches(self._order, *self._place):
-            clips = [self._manifest[int(row)] for row in rows]
+            clips = [self._examples.clip(int(row), epoch) for row in rows]
             yield _Pending(epoch, step, rows, -1, clips, len(rows), [0] * len(rows), [[] for _ in rows])
 
     def _task(self, batch: _Pending, position: int) -> Task:
         clip = batch.clips[position]
-        view = random_view(self._data, self._seed, batch.epoch, clip)
-        return Task(batch.slot, position, Source(clip.uri, clip.offset, clip.length), view)
+        source = Source(clip.uri, clip.offset, clip.length)
+        return Task(batch.slot, position, source, self._examples.view(clip, batch.epoch))
+
+    def _lacks_clips(self, batch: _Pending) -> bool:
+        """Whether too many places hold the same clip, under other captions or as a replacement, and may be replaced."""
+        different = len({clip.clip_id for clip in batch.clips})
+        return different < self._examples.least_clips and batch.attempts[-1] < MAX_ATTEMPTS
 
     def _settle(self, pool: DecoderPool, batch: _Pending, outcome: Decoded) -> None:
         """Notes a decoded clip, or puts another in the place of a bad one."""
@@ -233,16 +227,7 @@ class Loader:
         """The next clip for a place."""
         batch.attempts[position] += 1
         row, attempt = int(batch.rows[position]), batch.attempts[position]
-        replacement = replacement_row(self._seed, batch.epoch, row, attempt, len(self._manifest))
-        batch.clips[position] = self._manifest[replacement]
+        replacement = replacement_row(self._examples.seed, batch.epoch, row, attempt, len(self._examples))
+        batch.clips[position] = self._examples.clip(replacement, batch.epoch)
         batch.missing += 1
         return self._task(batch, position)
-
-    def _assemble(self, frames: np.ndarray, batch: _Pending) -> Batch:
-        """The finished batch in memory of its own; `frames`, uint8 [B, T, H, W, 3], is shared and overwritten later."""
-        seed, epoch, ids = self._seed, batch.epoch, [clip.clip_id for clip in batch.clips]
-        visible, hidden = tube_masks(ids, self._grid, self._masks.tube_ratio, seed, epoch)
-        max_words, ratio = self._data.max_words, self._masks.word_ratio
-        captions = hide_words_of_batch(batch.clips, self._tokenizer, max_words, ratio, seed, epoch)
-        arrays = (frames.copy(), visible, hidden, *captions, negatives(ids, seed, epoch))
-        return pinned(Batch(*(torch.from_numpy(array) for array in arrays)))

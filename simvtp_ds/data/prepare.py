@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import posixpath
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
 from simvtp_ds.data.annotations import Row, read_annotations
+from simvtp_ds.data.annotations_formats import READERS
+from simvtp_ds.data.annotations_summary import Summary, summarize
+from simvtp_ds.data.annotations_videos import clip_id, find_videos
 from simvtp_ds.data.manifest import Clip, write_manifest
 from simvtp_ds.data.probe import Probe, probe_files, stat_file
 from simvtp_ds.data.text import Tokenizer, train_wordpiece
@@ -32,30 +32,11 @@ _Key = tuple[str, int, int]  # path, size in bytes, modification time in ns
 
 
 class PrepareError(RuntimeError):
-    """Nothing can be prepared; the message says why and what to do."""
+    """Nothing can be prepared; the message says why and what to do. `summary`: what was found, as far as it came."""
 
-
-@dataclass(frozen=True)
-class Summary:
-    """What became of an annotation file.
-
-    Attributes:
-        rows: Captions in the annotation file.
-        accepted: Captions in the manifest.
-        videos: Distinct files in the manifest.
-        hours: Their length (files of unknown frame rate left out).
-        refused: Kind of reason -> captions refused for it, most frequent first.
-        probed: Files opened in this run; the others were known from an earlier one.
-        vocab_size: Token ids of the tokenizer.
-    """
-
-    rows: int
-    accepted: int
-    videos: int
-    hours: float
-    refused: dict[str, int]
-    probed: int
-    vocab_size: int
+    def __init__(self, message: str, summary: Summary | None = None) -> None:
+        super().__init__(message)
+        self.summary = summary
 
 
 def prepare(
@@ -67,6 +48,8 @@ def prepare(
     tokenizer: str = "",
     vocab_size: int = 30522,
     format: str = "auto",
+    split: str = "",
+    names: str | Path = "",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Summary:
     """Probes every video once and writes manifest.arrow, tokenizer.json, refused.jsonl and summary.json into `out`.
@@ -74,58 +57,54 @@ def prepare(
     Args:
         annotations: A file that `read_annotations` understands.
         out: The folder to write; made if missing. With the results of an earlier run in it, only the rest is probed.
-        videos: Folder that the annotation's video paths start from; empty: the annotation file's own.
+        videos: Folder that the annotation's video paths start from (see `find_videos`); empty: the annotation file's.
         workers: Probing processes.
         timeout: Seconds after which a probe counts as hung.
         tokenizer: Name or folder of a tokenizer; empty: one is trained on the accepted captions.
         vocab_size: Most tokens of a trained tokenizer.
-        format: See `read_annotations`.
+        format, split, names: See `read_annotations`.
         on_progress: Called with (files probed, files to probe).
 
     Raises:
-        AnnotationError, TokenizerError: See there. PrepareError: No usable row, or `out` is in use.
+        AnnotationError, TokenizerError: See there.
+        PrepareError: `out` is in use; or no row is usable: refused.jsonl and summary.json are then written, an earlier
+            manifest stays.
         OSError: `out` cannot be written. What it held before is still whole.
     """
     annotations, out = Path(annotations), Path(out)
     if workers < 1 or timeout <= 0:
         raise PrepareError(f"workers is {workers} and timeout {timeout:g} s; expected at least 1 and more than 0")
-    rows = read_annotations(annotations, format)
+    found = read_annotations(annotations, format, split, names)
     root = Path(videos) if videos else annotations.parent
     if not root.is_dir():
         raise PrepareError(f"{root}: no such folder; expected the one that the video paths start from")
     given = Tokenizer.load(tokenizer) if tokenizer else None
     out.mkdir(parents=True, exist_ok=True)
-    uris = {video: os.path.abspath(root / video) for video in dict.fromkeys(row.video for row in rows)}  # noqa: PTH100
-    wanted = dict.fromkeys(uris[row.video] for row in rows if row.caption)
+    places = READERS[found.format].places
+    files = find_videos(str(root), {video: places(video) for video in dict.fromkeys(row.video for row in found.rows)})
+    wanted = dict.fromkeys(uri for uri, reason in (files[row.video] for row in found.rows if row.caption) if not reason)
     with _cache(out) as (known, log):
         results, probed = _probe_all(wanted, known, log, workers, timeout, on_progress)
         clips: list[Clip] = []
         refused: list[dict[str, str]] = []
-        for row in rows:
-            uri = uris[row.video]
-            size, probe = results[uri] if row.caption else (0, Probe("empty caption"))
+        for row in found.rows:
+            uri, reason = files[row.video]
+            size, probe = results[uri] if row.caption and not reason else (0, Probe(reason or "empty caption"))
             if probe.reason:
                 refused.append({"video": row.video, "caption": row.caption, "reason": probe.reason})
             else:
                 clips.append(_clip(row, uri, size, probe))
         _write_lines(out / "refused.jsonl", refused)
-        if not clips:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in _kinds(refused).items())
+        words = (given or train_wordpiece((clip.caption for clip in clips), vocab_size)) if clips else None
+        summary = summarize(found, clips, refused, probed, words.vocab_size if words else 0)
+        if words is None:
+            _write_lines(out / "summary.json", [asdict(summary)])
+            kinds = ", ".join(f"{count} {kind}" for kind, count in summary.refused.items())
             raise PrepareError(
-                f"{annotations}: none of its {len(rows)} rows is usable ({kinds}); every row's reason is in "
-                f"{out / 'refused.jsonl'}; video paths start from {root} (--videos)"
+                f"{annotations}: none of its {len(found.rows)} rows is usable ({kinds}); every row's reason is in "
+                f"{out / 'refused.jsonl'}; video paths start from {root} (--videos)",
+                summary,
             )
-        words = given or train_wordpiece((clip.caption for clip in clips), vocab_size)
-        lengths = {clip.uri: clip.frames / clip.fps if clip.fps else 0.0 for clip in clips}
-        summary = Summary(
-            rows=len(rows),
-            accepted=len(clips),
-            videos=len(lengths),
-            hours=sum(lengths.values()) / 3600,
-            refused=_kinds(refused),
-            probed=probed,
-            vocab_size=words.vocab_size,
-        )
         words.save(out)
         _write_lines(out / "summary.json", [asdict(summary)])
         write_manifest(out, clips)
@@ -163,7 +142,7 @@ def _probe_all(
 
 def _clip(row: Row, uri: str, size: int, probe: Probe) -> Clip:
     return Clip(
-        clip_id=posixpath.normpath(row.video),  # ./a.mp4 and a.mp4 are captions of one clip
+        clip_id=clip_id(row.video),
         uri=uri,
         offset=0,
         length=size,
@@ -174,11 +153,6 @@ def _clip(row: Row, uri: str, size: int, probe: Probe) -> Clip:
         height=probe.height,
         codec=probe.codec,
     )
-
-
-def _kinds(refused: list[dict[str, str]]) -> dict[str, int]:
-    """Rows refused by kind of reason, most frequent first."""
-    return dict(Counter(entry["reason"].partition(":")[0] for entry in refused).most_common())
 
 
 def _write_lines(path: Path, entries: Iterable[dict]) -> None:

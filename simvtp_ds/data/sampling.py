@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from simvtp_ds.config import DataConfig
+from simvtp_ds.data.augment import Augmentation, random_augmentation
 from simvtp_ds.data.order import stream
+from simvtp_ds.finetune_config import AugmentConfig
 
 if TYPE_CHECKING:
     from simvtp_ds.data.manifest import Clip
 
+TRIES = 10  # crops drawn until one fits
 NEAR = 3  # a crop side nearer than this to the input size becomes the input size and needs no resampling (VideoMAE)
 
 
@@ -30,17 +35,35 @@ class View(NamedTuple):
     indices: np.ndarray  # int64 [T], frame numbers in order of presentation, ascending; short files repeat the last
     box: Box
     flip: bool
+    augmentation: Augmentation = Augmentation()  # nothing, as in pre-training and evaluation
 
 
 def random_view(data: DataConfig, seed: int, epoch: int, clip: Clip) -> View:
-    """The view of a training clip: a pure function of the settings, (seed, epoch, clip id) and the file's size."""
+    """The view of a pre-training clip: a pure function of the settings, (seed, epoch, clip id) and the file's size."""
+
+    def crop(rng: np.random.Generator) -> Box:
+        return random_box(rng, clip.width, clip.height, data.image_size, data.crop_scales)
+
+    return _drawn_view(data, seed, epoch, clip, crop)
+
+
+def augmented_view(data: DataConfig, augment: AugmentConfig, seed: int, epoch: int, clip: Clip) -> View:
+    """The view of a fine-tuning clip: another crop, and RandAugment and erasing; otherwise as `random_view`."""
+
+    def crop(rng: np.random.Generator) -> Box:
+        return resized_box(rng, clip.width, clip.height, augment.crop_area, augment.crop_aspect)
+
+    view = _drawn_view(data, seed, epoch, clip, crop)
+    return view._replace(augmentation=random_augmentation(augment, data.image_size, seed, epoch, clip.clip_id))
+
+
+def _drawn_view(
+    data: DataConfig, seed: int, epoch: int, clip: Clip, crop: Callable[[np.random.Generator], Box]
+) -> View:
+    """Frames, `crop` where data.random_crop is true (else the centre), and flip, each from a stream of its own."""
     name = clip.clip_id
     indices = random_indices(stream(seed, epoch, name, "frames"), clip.frames, data.num_frames, data.frame_stride)
-    if data.random_crop:
-        rng = stream(seed, epoch, name, "crop")
-        box = random_box(rng, clip.width, clip.height, data.image_size, data.crop_scales)
-    else:
-        box = centre_box(clip.width, clip.height)
+    box = crop(stream(seed, epoch, name, "crop")) if data.random_crop else centre_box(clip.width, clip.height)
     return View(indices, box, data.flip and bool(stream(seed, epoch, name, "flip").integers(2)))
 
 
@@ -85,6 +108,32 @@ def _side(short: int, size: int, scale: float) -> int:
     """Side of a crop in pixels: at least 1, and never longer than the short side of the picture."""
     side = max(1, int(short * scale))
     return min(short, size) if abs(side - size) < NEAR else side
+
+
+def resized_box(
+    rng: np.random.Generator, width: int, height: int, area: tuple[float, float], aspect: tuple[float, float]
+) -> Box:
+    """Random resized crop (Inception; the rule of torchvision's RandomResizedCrop).
+
+    Drawn in this order: area (uniform) and aspect (log-uniform) until they fit, top, left. If none of ten fits: the
+    largest central box whose aspect is within the limits.
+
+    Args:
+        rng: Where the crop is drawn from.
+        width: Of the picture, in pixels.
+        height: Of the picture, in pixels.
+        area: Least and largest share of the picture.
+        aspect: Least and largest width over height.
+    """
+    low, high = aspect
+    for _ in range(TRIES):
+        pixels = width * height * rng.uniform(*area)
+        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
+    w, h = max(1, min(width, round(height * high))), max(1, min(height, round(width / low)))
+    return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
 def centre_box(width: int, height: int) -> Box:

@@ -84,6 +84,10 @@ class Tokenizer:
             raise ValueError(f"token id {id} is not in the vocabulary of {self.vocab_size}")
         return token
 
+    def same_words(self, other: Tokenizer) -> bool:
+        """Whether both give every token the same id."""
+        return self._backend.get_vocab() == other._backend.get_vocab()
+
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json into the folder, whole or not at all."""
         with replacing(Path(folder) / FILE_NAME) as temporary:

@@ -88,6 +88,23 @@ def newest_valid(run: str | Path) -> Path | None:
     return None
 
 
+def find_checkpoint(path: Path) -> tuple[Path, Path]:
+    """The run folder and the checkpoint that `path` means: a run (its newest undamaged checkpoint) or a checkpoint.
+
+    Raises:
+        ValueError: it is neither, the checkpoint is not complete, or the run has no valid one.
+    """
+    if (path / "config.yaml").is_file():
+        newest = newest_valid(path)
+        if newest is None:
+            raise ValueError(f"{path} has no complete checkpoint: let the run that writes there get to its first one")
+        return path, newest
+    if path.resolve().parent.name == "checkpoints":
+        record_of(path)
+        return path.resolve().parent.parent, path
+    raise ValueError(f"{path} is neither a run (a folder with config.yaml) nor a checkpoint (RUN/checkpoints/step_N)")
+
+
 def agree_on(candidates: list[Path], rank: Rank, control: Control, warn: Callable[[str], None]) -> Path:
     """The first checkpoint that every rank finds complete and undamaged; the ranks share the work of hashing it.
 

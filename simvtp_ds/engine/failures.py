@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 
-from simvtp_ds.types import Losses
+from simvtp_ds.types import AnyLosses
 
 
 class TrainingError(RuntimeError):
@@ -129,6 +129,6 @@ class SkippedSteps:
             )
 
 
-def not_finite(losses: Iterable[Losses]) -> list[str]:
+def not_finite(losses: Iterable[AnyLosses]) -> list[str]:
     """Names of the parts that are not finite in these micro batches; waits for the device."""
-    return sorted({name for loss in losses for name in Losses._fields[1:] if not getattr(loss, name).isfinite()})
+    return sorted({name for loss in losses for name in loss._fields[1:] if not getattr(loss, name).isfinite()})

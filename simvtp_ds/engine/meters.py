@@ -18,7 +18,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from simvtp_ds.data.loader import BadClip
 from simvtp_ds.files import replacing
-from simvtp_ds.types import Losses
 
 
 def memory_gib(device: torch.device) -> float:
@@ -49,7 +48,8 @@ class Window:
 
     data_wait: float
     steps: list[int] = field(default_factory=list)
-    losses: list[torch.Tensor] = field(default_factory=list)  # float32 [5] each, on the device
+    losses: list[torch.Tensor] = field(default_factory=list)  # float32 [parts] each, on the device
+    parts: tuple[str, ...] = ()  # their names
     started: float = field(default_factory=time.perf_counter)
 
 
@@ -57,7 +57,9 @@ class Journal:
     """Writes what the main rank has to say. Losses stay on the device until a log line is due."""
 
     def __init__(self, folder: Path, total_steps: int, first_step: int) -> None:
-        forget_after(folder / "metrics.jsonl", first_step)
+        self.folder = folder
+        for name in ("metrics.jsonl", "validation.jsonl"):
+            forget_after(folder / name, first_step)
         self.lines = (folder / "log.txt").open("a", buffering=1)
         self.json = (folder / "metrics.jsonl").open("a", buffering=1)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
@@ -87,17 +89,16 @@ class Journal:
         """One JSON line."""
         self.json.write(json.dumps(values) + "\n")
 
-    def steps(self, steps: list[int], losses: list[list[float]], told: dict[str, float]) -> None:
+    def steps(self, steps: list[int], losses: list[dict[str, float]], told: dict[str, float]) -> None:
         """The steps since the last call: their losses (null where not finite), and rates for the last."""
-        for step, values in zip(steps, losses, strict=True):
-            named = dict(zip(Losses._fields, values, strict=True))
+        for step, named in zip(steps, losses, strict=True):
             finite = {name: value if math.isfinite(value) else None for name, value in named.items()}
             self.event(step=step, **finite, **(told if step == steps[-1] else {}))
             for name, value in named.items():
                 self.board.add_scalar(f"loss/{name}", value, step)
         for name, value in told.items():
             self.board.add_scalar(f"train/{name}", value, steps[-1])
-        last = dict(zip(Losses._fields, losses[-1], strict=True))
+        last = losses[-1]
         parts = " ".join(f"{name} {value:.4f}" for name, value in last.items())
         rates = f"lr {told['lr']:.2e} {told['clips_per_s']:.1f} clips/s wait {100 * told['data_wait_share']:.0f} %"
         self.progress.update(
@@ -105,6 +106,19 @@ class Journal:
         )
         left = (self.total_steps - steps[-1]) * told["seconds_per_step"]
         self.say(f"step {steps[-1]}/{self.total_steps} {parts} {rates} left {left / 60:.1f} min")
+
+    def validation(self, step: int, scores: dict[str, Any]) -> None:
+        """Scores of the held-out videos, {"t2v": {"R@1": percent, ...}, "v2t": ...}: a line in validation.jsonl."""
+        path = self.folder / "validation.jsonl"
+        with path.open("a") as file:
+            file.write(json.dumps({"step": step, **scores}) + "\n")
+        told = []
+        for way in ("t2v", "v2t"):
+            for name in ("R@1", "R@5", "R@10"):
+                self.board.add_scalar(f"validation/{way}_{name.replace('@', '')}", scores[way][name], step)
+            found = scores[way]
+            told.append(f"{way} " + " ".join(f"{name} {found[name]:.1f}" for name in ("R@1", "R@5", "R@10", "MdR")))
+        self.say(f"validation after step {step}: {'; '.join(told)}")
 
     def close(self) -> None:
         """Flush everything."""

@@ -6,10 +6,11 @@ everything is on disk. DeepSpeed's own `latest` file is neither atomic nor writt
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ from simvtp_ds.files import replacing, sync_folder
 
 PARTIAL = ".partial-"
 WEIGHTS = "weights.safetensors"
+AVERAGE = "ema.safetensors"
 
 
 def fp32_weights(engine: Any) -> dict[str, torch.Tensor]:
@@ -63,8 +65,18 @@ def _collect_write_errors(engine: Any, errors: list[str]) -> Iterator[None]:
         del engine._copy_recovery_script
 
 
-def save(engine: Any, run: Path, position: Position, rank: Rank, control: Control, keep: int) -> Path:
+def save(
+    engine: Any,
+    run: Path,
+    position: Position,
+    rank: Rank,
+    control: Control,
+    keep: int,
+    average: Callable[[], dict[str, torch.Tensor]] | None = None,
+) -> Path:
     """Write a checkpoint, all ranks together, then delete all but the newest `keep`.
+
+    `average`, if given, gives the moving average of the weights; all ranks call it.
 
     Raises:
         TrainingError: some rank could not write (disk full, no permission); nothing half-written stays behind and
@@ -92,11 +104,14 @@ def save(engine: Any, run: Path, position: Position, rank: Rank, control: Contro
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
     together()
-    weights = fp32_weights(engine)
-    if rank.is_main:
-        with _noting(errors):
-            save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
-    del weights
+    for name, gather in ((WEIGHTS, functools.partial(fp32_weights, engine)), (AVERAGE, average)):
+        if gather is None:
+            continue
+        weights = gather()
+        if rank.is_main:
+            with _noting(errors):
+                save_file(weights, partial / name, metadata={"format": "pt"})
+        del weights
     with _collect_write_errors(engine, errors):
         engine.save_checkpoint(str(root), tag=partial.name, save_latest=False)
     together()

@@ -7,16 +7,18 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from simvtp_ds.config import RunConfig
 from simvtp_ds.data.loader import Loader
 from simvtp_ds.ds_settings import DeepSpeedSettings
 from simvtp_ds.engine import checkpoint
+from simvtp_ds.engine.ema import Ema
 from simvtp_ds.engine.failures import (
     SkippedSteps,
     StopRequest,
@@ -26,9 +28,9 @@ from simvtp_ds.engine.failures import (
 )
 from simvtp_ds.engine.meters import Journal, Window, memory_gib
 from simvtp_ds.engine.ranks import Control, Rank
-from simvtp_ds.engine.saving import save
+from simvtp_ds.engine.saving import AVERAGE, load, save
 from simvtp_ds.engine.schedule import Schedule, set_learning_rate
-from simvtp_ds.types import Batch, Losses, to_device
+from simvtp_ds.types import AnyLosses, to_device
 
 
 def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
@@ -48,7 +50,7 @@ def start_engine(task: torch.nn.Module, groups: list[dict], settings: DeepSpeedS
     return engine
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trainer:
     """One run on one rank: what `train` needs at every step."""
 
@@ -61,32 +63,37 @@ class Trainer:
     rank: Rank
     control: Control
     watchdog: Watchdog
-    journal: Journal | None  # on the main rank
+    journal: Journal | None = None  # on the main rank
+    ema: Ema | None = None  # the moving average of the weights, where one is kept
 
     def say(self, line: str) -> None:
         """One line, from the main rank."""
         if self.journal is not None:
             self.journal.say(line)
 
-    def train_step(self, step: int, batches: Iterator[Batch]) -> list[Losses]:
+    def train_step(self, step: int, batches: Iterator[Any]) -> list[AnyLosses]:
         """One global step: forward and backward over the accumulated micro batches, one update."""
+        self.set_learning_rate(step)
+        return [
+            self.micro_step(step, micro, to_device(next(batches), self.engine.device))
+            for micro in range(self.settings.accumulation)
+        ]
+
+    def set_learning_rate(self, step: int) -> None:
+        """Of every parameter group, for global step `step`."""
         multiplier = self.schedule.multiplier(step)
         set_learning_rate(self.engine.optimizer.param_groups, self.settings.lr, multiplier)
-        losses = []
-        for micro in range(self.settings.accumulation):
-            batch = to_device(next(batches), self.engine.device)
-            seed_dropout(self.position.seed, step, micro, self.rank.rank)
-            loss = self.engine(batch)
-            self.engine.backward(loss.total)  # DeepSpeed divides by the accumulation
-            if (
-                self.settings.zero_stage == 0
-                and self.settings.dtype == "fp32"
-                and micro + 1 == self.settings.accumulation
-            ):
-                self._drop_bad_gradients()
-            self.engine.step()
-            losses.append(Losses(*(part.detach() for part in loss)))
-        return losses
+
+    def micro_step(self, step: int, micro: int, *inputs: Any) -> AnyLosses:
+        """Forward and backward of one micro batch on the device; with the last one of a step, the update."""
+        seed_dropout(self.position.seed, step, micro, self.rank.rank)
+        loss = self.engine(*inputs)
+        self.engine.backward(loss.total)  # DeepSpeed divides by the accumulation
+        last = micro + 1 == self.settings.accumulation
+        if last and self.settings.zero_stage == 0 and self.settings.dtype == "fp32":
+            self._drop_bad_gradients()
+        self.engine.step()
+        return type(loss)(*(part.detach() for part in loss))
 
     def _drop_bad_gradients(self) -> None:
         """DeepSpeed skips an update whose gradients are not finite, except without ZeRO in fp32: do it here.
@@ -102,11 +109,11 @@ class Trainer:
             for parameter in self.engine.module.parameters():
                 parameter.grad = None  # the optimizer passes over parameters without a gradient
 
-    def check_skipped(self, step: int, losses: list[Losses], skipped: SkippedSteps) -> None:
-        """Say why the update was left out, and stop the run if that will not mend by itself."""
+    def check_applied(self, step: int, losses: list[AnyLosses], skipped: SkippedSteps) -> bool:
+        """Whether the update was made; if not, say why, and stop the run if that will not mend by itself."""
         if not getattr(self.engine.optimizer, "overflow", False):
             skipped.applied()
-            return
+            return True
         found = self.control.gather(not_finite(losses))
         bad = {rank: parts for rank, parts in enumerate(found) if parts}
         scale = self.loss_scale()
@@ -117,6 +124,10 @@ class Trainer:
         floor = self.settings.raw.get("fp16", {}).get("min_loss_scale", 1)
         self.say(f"step {step + 1} skipped: {reason}")
         skipped.skipped(step + 1, reason, counts=bool(bad) or self.settings.dtype != "fp16" or scale <= floor)
+        return False
+
+    def after_step(self, done: int) -> None:
+        """What a kind of training does besides when `done` steps are done and logged, before they are saved."""
 
     def loss_scale(self) -> float:
         """The fp16 loss scale, 1 for other dtypes."""
@@ -128,7 +139,7 @@ class Trainer:
         if self.rank.world_size > 1:
             torch.distributed.all_reduce(losses)
             losses /= self.rank.world_size
-        values = losses.tolist()
+        values = [dict(zip(window.parts, step, strict=True)) for step in losses.tolist()]
         elapsed = time.perf_counter() - window.started
         waited = self.loader.wait_seconds - window.data_wait
         norm = self.engine.get_global_grad_norm()
@@ -144,12 +155,19 @@ class Trainer:
         if self.journal is not None:
             self.journal.steps(window.steps, values, {k: v for k, v in told.items() if math.isfinite(v)})
 
+    def load(self, folder: Path) -> None:
+        """Take up a checkpoint; all ranks together."""
+        load(self.engine, folder)
+        if self.ema is not None:
+            self.ema.load(load_file(folder / AVERAGE))
+
     def save(self, step: int) -> None:
         """Write a checkpoint; all ranks together."""
         keep_output_writable()
         started = time.perf_counter()
-        position = checkpoint.Position(**{**asdict(self.position), "step": step})
-        folder = save(self.engine, Path(self.config.dir), position, self.rank, self.control, self.config.keep)
+        position = replace(self.position, step=step)
+        average = self.ema.full if self.ema is not None else None
+        folder = save(self.engine, Path(self.config.dir), position, self.rank, self.control, self.config.keep, average)
         self.say(f"checkpoint {folder} written in {time.perf_counter() - started:.1f} s")
 
     def train(self) -> str:
@@ -168,9 +186,11 @@ class Trainer:
         outcome = "finished"
         for step in range(first, self.schedule.total_steps):
             losses = self.train_step(step, batches)
-            self.check_skipped(step, losses, skipped)
+            if self.check_applied(step, losses, skipped) and self.ema is not None:
+                self.ema.update(step)
             done = step + 1
             window.steps.append(done)
+            window.parts = losses[0]._fields
             window.losses.append(torch.stack([torch.stack(loss) for loss in losses]).float().mean(0))
             stopping = next(filter(None, self.control.gather(stop.pending())), "")
             if stopping:
@@ -179,6 +199,7 @@ class Trainer:
                 self.log(window, done)
                 window = Window(self.loader.wait_seconds)
             self.watchdog.feed()
+            self.after_step(done)
             if done % self.config.save_every == 0 or done == self.schedule.total_steps or stopping:
                 self.save(done)
                 saved = done

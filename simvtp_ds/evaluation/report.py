@@ -7,9 +7,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from simvtp_ds.evaluation.table import NAMES, header, recalls
 from simvtp_ds.types import Losses
 
 PARTS = Losses._fields[1:]
+EVALUATIONS = {  # files of launch/evaluate.py --out in the run's folder
+    "zero_shot": "pre-trained, zero-shot",
+    "scratch": "fine-tuned from scratch",
+    "finetuned": "pre-trained and fine-tuned",
+}
 LAST = 10  # steps that the last losses are averaged over: single steps are noisy
 
 
@@ -49,6 +55,45 @@ def _finite(metrics: list[dict[str, Any]], part: str) -> list[float]:
     return found
 
 
+def read_evaluations(run: Path) -> dict[str, Any] | None:
+    """RUN/zero_shot.json, scratch.json and finetuned.json, each where `launch/evaluate.py` has written it.
+
+    Returns:
+        queries, videos, chance_R@1 and, for each, t2v and v2t: recalls in percent with their 95 % intervals. None
+        where there is no evaluation.
+
+    Raises:
+        ValueError: a file is damaged, or they are not of the same set by the honest protocol: their figures would be
+            compared.
+    """
+    found: dict[str, Any] = {}
+    first: tuple[Path, dict[str, Any]] | None = None
+    for name in EVALUATIONS:
+        path = run / f"{name}.json"
+        if not path.is_file():
+            continue
+        scores = _read_json(path, "launch/evaluate.py")
+        lacking = {"queries", "videos", "chance_R@1", "fingerprint", "protocol", "t2v", "v2t"} - scores.keys()
+        if lacking:
+            raise ValueError(f"{path} has no {', '.join(sorted(lacking))}: write it again with launch/evaluate.py")
+        if scores["protocol"] != "honest":
+            raise ValueError(
+                f"{path} is of protocol {scores['protocol']}: its checkpoint was chosen on the set itself, write it "
+                "again with --protocol honest"
+            )
+        if first is None:
+            first = path, scores
+            found = {key: scores[key] for key in ("queries", "videos", "chance_R@1")}
+        for key in ("fingerprint", "queries", "videos"):
+            if scores[key] != first[1][key]:
+                raise ValueError(
+                    f"{first[0]} and {path} are of different sets ({key} {first[1][key]} and {scores[key]}): evaluate "
+                    "both on the same manifest"
+                )
+        found[name] = {way: scores[way] for way in NAMES}
+    return found or None
+
+
 def build_report(run: Path) -> dict[str, Any]:
     """The figures of a run.
 
@@ -72,13 +117,9 @@ def build_report(run: Path) -> dict[str, Any]:
         "loss_first": {part: mean(_finite(metrics, part)[:1]) for part in PARTS},
         "loss_last": {part: mean(_finite(metrics, part)[-LAST:]) for part in PARTS},
     }
-    if (run / "zero_shot.json").is_file():
-        found = _read_json(run / "zero_shot.json", "launch/evaluate.py")
-        report["retrieval"] = {
-            "queries": found["queries"],
-            "chance_R@1": found["chance_R@1"],
-            "zero_shot": {way: found[way] for way in ("t2v", "v2t")},
-        }
+    retrieval = read_evaluations(run)
+    if retrieval is not None:
+        report["retrieval"] = retrieval
     return report
 
 
@@ -99,11 +140,10 @@ def summary(report: dict[str, Any], run: Path) -> str:
         found = report["retrieval"]
         lines += [
             "",
-            f"zero-shot retrieval, {found['queries']} queries, chance R@1 {found['chance_R@1']:.2f} %",
-            "                   R@1    R@5   R@10   MdR",
+            f"retrieval, {found['queries']} captions, {found['videos']} videos, "
+            f"chance R@1 {found['chance_R@1']:.2f} %, one view, ties against us",
         ]
-        for way, name in (("t2v", "text to video"), ("v2t", "video to text")):
-            values = found["zero_shot"][way]
-            recalls = " ".join(f"{values[f'R@{k}']:6.1f}" for k in (1, 5, 10))
-            lines.append(f"  {name}  {recalls} {values['MdR']:5.1f}")
+        for way, name in NAMES.items():
+            lines.append(header(name, 28))
+            lines += [f"  {title:26}{recalls(found[key][way])}" for key, title in EVALUATIONS.items() if key in found]
     return "\n".join(lines)

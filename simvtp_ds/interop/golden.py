@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from simvtp_ds.config import ContrastiveConfig, ModelConfig, ObjectiveConfig
+from simvtp_ds.finetune_config import RetrievalObjectiveConfig
 from simvtp_ds.interop.authors import (
     FINETUNE_NAMES,
     FINETUNE_UNUSED,
@@ -32,7 +33,7 @@ from simvtp_ds.model.retrieval import TwoTower
 from simvtp_ds.model.simvtp import SimVTP
 from simvtp_ds.objectives.finetune import FinetuneTask
 from simvtp_ds.objectives.pretrain import PretrainTask
-from simvtp_ds.types import Batch
+from simvtp_ds.types import Batch, RetrievalBatch
 
 TOLERANCE = 1e-4  # of the reference's largest value
 NOT_SCORED = -100  # label of a word that is not hidden
@@ -184,14 +185,15 @@ def run_finetune(golden: Golden) -> tuple[dict[str, Tensor], nn.Module, Names]:
     config, inputs = golden.config, golden.section("inputs")
     model = TwoTower(model_config(golden), config["num_frames"], config["image_size"], config["vocab_size"])
     model.load_state_dict(state_from_authors(golden.section("weights"), FINETUNE_NAMES, FINETUNE_UNUSED))
-    task = FinetuneTask(model, ContrastiveConfig(temperature=config["temperature"], scope="local"))
+    contrastive = ContrastiveConfig(temperature=config["temperature"], scope="local")
+    task = FinetuneTask(model, RetrievalObjectiveConfig(contrastive=contrastive))
     frames = rearrange(inputs["video_uint8"], "b c t h w -> b t h w c")
     words, word_mask = inputs["input_ids"], inputs["attention_mask"].bool()
-    loss = task(frames, words, word_mask)
-    loss.backward()
+    losses = task(RetrievalBatch(frames, words, word_mask, video_ids=torch.arange(len(frames))))
+    losses.total.backward()
     with torch.no_grad():
         ours = {"video_embedding": model.encode_video(frames), "text_embedding": model.encode_text(words, word_mask)}
-    return {**ours, "vtc": loss}, model, FINETUNE_NAMES
+    return {**ours, "vtc": losses.vtc}, model, FINETUNE_NAMES
 
 
 def main(arguments: list[str] | None = None) -> int:

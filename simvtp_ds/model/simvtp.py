@@ -145,14 +145,22 @@ class SimVTP(nn.Module):
         pooled = mean_joint(video_out, text_out, word_mask)
         return self.match_head(pooled.to(video_out.dtype))
 
-    # --- evaluation
+    # --- evaluation: every token visible
 
     def embed_video(self, frames: Tensor) -> Tensor:
         """One unit vector a clip from all its tokens, uint8 [B, T, H, W, C] to float32 [B, D]."""
-        num_tokens = self.grid[0] * self.grid[1] * self.grid[2]
-        every = repeat(torch.arange(num_tokens, device=frames.device), "n -> b n", b=frames.shape[0])
-        return F.normalize(mean_video(self.encode_video(frames, every)), dim=-1)
+        return F.normalize(mean_video(self.encode_video(frames, self._every_token(frames))), dim=-1)
 
     def embed_text(self, words: Tensor, word_mask: Tensor) -> Tensor:
         """One unit vector a caption, padding left out of the mean: float32 [B, D]."""
         return F.normalize(mean_words(self.encode_text(words, word_mask), word_mask), dim=-1)
+
+    def match_pairs(self, frames: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
+        """Clip b with caption b, in one pass: logits [B, 2] of (another video's caption, this video's caption)."""
+        video_out, text_out = self.encode_joint(frames, self._every_token(frames), words, word_mask)
+        return self.match(video_out, text_out, word_mask)
+
+    def _every_token(self, frames: Tensor) -> Tensor:
+        """The indices of all tokens of each clip, int64 [B, N]."""
+        num_tokens = self.grid[0] * self.grid[1] * self.grid[2]
+        return repeat(torch.arange(num_tokens, device=frames.device), "n -> b n", b=frames.shape[0])

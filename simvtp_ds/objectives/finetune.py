@@ -1,29 +1,139 @@
-"""Fine-tuning for text-to-video retrieval: video-text contrast of two towers and nothing else."""
+"""Fine-tuning for text-to-video retrieval as one module, because DeepSpeed wants one forward: L = L_vtc + L_vtm.
+
+Dimensions: A micro batches of a step on this rank, W ranks, B clips of a micro batch, D width.
+
+Where a step has several micro batches, the contrast is over all A * W * B clips, in the memory of one micro batch
+(GradCache, arXiv 2101.06983):
+
+    1. features of each micro batch, without a graph              task.features(batch)
+    2. the contrast of all of them, and its gradient by feature   task.contrast_gradients(features, video_ids)
+    3. each micro batch again, with a graph, that gradient handed on   engine(batch, cached), engine.backward
+
+A micro batch must drop the same in 1 and 3: reseed dropout for it before both.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 
-from simvtp_ds.config import ContrastiveConfig
+from simvtp_ds.config import require
+from simvtp_ds.finetune_config import RetrievalObjectiveConfig
 from simvtp_ds.model.retrieval import TwoTower
 from simvtp_ds.objectives.contrastive import global_contrast, local_contrast
+from simvtp_ds.objectives.matching import counted_match_loss, hardest_videos
+from simvtp_ds.types import RetrievalBatch, RetrievalLosses
+
+
+class Features(NamedTuple):
+    """One micro batch after the towers."""
+
+    video: Tensor  # float32 [B, D], any length
+    text: Tensor  # float32 [B, D], any length
+
+
+class CachedContrast(NamedTuple):
+    """What the contrast of a whole step wants of one micro batch."""
+
+    video: Tensor  # float32 [B, D], A times its gradient by the video features: DeepSpeed divides by A
+    text: Tensor  # float32 [B, D], the same by the text features
+    value: Tensor  # float32 [], the contrast of the whole step, the same for each micro batch
 
 
 class FinetuneTask(nn.Module):
-    """Two towers and their contrast, as one module for DeepSpeed.
+    """Two towers, their contrast and their matching.
 
     Args:
         model: The towers to train.
-        contrastive: Temperature and scope of the contrast (SimVTP: local).
+        objectives: Weights of the losses and settings of the contrast (SimVTP: local contrast, no matching).
+
+    Raises:
+        ValueError: the weight of matching and the model's matching head do not go together.
     """
 
-    def __init__(self, model: TwoTower, contrastive: ContrastiveConfig):
+    def __init__(self, model: TwoTower, objectives: RetrievalObjectiveConfig):
         super().__init__()
+        require(
+            (objectives.vtm > 0) == (model.match_head is not None),
+            f"objectives.vtm is {objectives.vtm} and the towers have {'a' if model.match_head else 'no'} matching "
+            "head: build it where the weight is above 0, and only there (ZeRO needs a gradient for each parameter)",
+        )
         self.model = model
-        self.temperature = contrastive.temperature
-        self.contrast = global_contrast if contrastive.scope == "global" else local_contrast
+        self.objectives = objectives
+        self.scope = global_contrast if objectives.contrastive.scope == "global" else local_contrast
 
-    def forward(self, frames: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
-        """uint8 [B, T, H, W, C], int64 [B, L] and bool [B, L] (False: padding) to the loss, float32 []."""
-        video, text = self.model.encode_video(frames), self.model.encode_text(words, word_mask)
-        return self.contrast(video, text, self.temperature)
+    def forward(self, batch: RetrievalBatch, cached: CachedContrast | None = None) -> RetrievalLosses:
+        """The losses of one micro batch on this rank; the mean over ranks is the loss of the global micro batch.
+
+        Args:
+            batch: The micro batch.
+            cached: From `contrast_gradients`: the contrast is that of the whole step. None: of this micro batch.
+        """
+        video, text, features = self._encode(batch)
+        vtc = self.contrast(features, batch.video_ids) if cached is None else _handed_on(features, cached)
+        total = self.objectives.vtc * vtc
+        vtm = torch.zeros_like(vtc)
+        if self.objectives.vtm:
+            vtm = self._match(batch, video, text, features)
+            total = total + self.objectives.vtm * vtm
+        return RetrievalLosses(total, vtc.detach(), vtm.detach())
+
+    @torch.no_grad()
+    def features(self, batch: RetrievalBatch) -> Features:
+        """What `forward` contrasts, without a graph."""
+        return self._encode(batch)[2]
+
+    def contrast(self, features: Features, video_ids: Tensor) -> Tensor:
+        """L_vtc of this rank's clips, against those of this or of all ranks: float32 []."""
+        return self.scope(features.video, features.text, self.objectives.contrastive.temperature, video_ids)
+
+    def contrast_gradients(self, features: Sequence[Features], video_ids: Sequence[Tensor]) -> list[CachedContrast]:
+        """The contrast over all micro batches of a step and its gradients, one entry for each of them.
+
+        All ranks call it together. As in one micro batch, the mean over ranks (of the value, and of the gradients that
+        `forward` hands on) is that of one process with all clips. A contrast does not depend on the order of its
+        clips, so it takes them rank by rank though the step's order is micro batch by micro batch.
+
+        Args:
+            features: Of each micro batch, from `features`.
+            video_ids: int64 [B] of each micro batch.
+        """
+        leaves = Features(*(torch.cat(parts).requires_grad_() for parts in zip(*features, strict=True)))
+        with torch.enable_grad():
+            value = self.contrast(leaves, torch.cat(list(video_ids)))
+        gradients = torch.autograd.grad(value, leaves)
+        sizes = [len(part.video) for part in features]
+        parts = (len(features) * gradient for gradient in gradients)
+        return [
+            CachedContrast(video, text, value.detach())
+            for video, text in zip(*(part.split(sizes) for part in parts), strict=True)
+        ]
+
+    def _encode(self, batch: RetrievalBatch) -> tuple[Tensor, Tensor, Features]:
+        """Tokens of the clips [B, N, D] and of the captions [B, L, D], each embedded once, and their features."""
+        model = self.model
+        video, text = model.embed_patches(batch.frames), model.embed_words(batch.words)
+        video_feature = model.encode_video_tokens(video)
+        text_feature = model.encode_text_tokens(text, batch.word_mask)
+        return video, text, Features(video_feature.float(), text_feature.float())
+
+    def _match(self, batch: RetrievalBatch, video: Tensor, text: Tensor, features: Features) -> Tensor:
+        """L_vtm: each caption with its video, and with the most similar other video of the micro batch."""
+        require(
+            video.shape[0] > 1,
+            "video-text matching needs another video in the micro batch, and this one holds 1 clip: set "
+            "train_micro_batch_size_per_gpu to 2 or more in the DeepSpeed JSON, or objectives.vtm to 0",
+        )
+        negative, counted = hardest_videos(features.video, features.text, batch.video_ids)
+        true = self.model.match_tokens(video, text, batch.word_mask)
+        false = self.model.match_tokens(video[negative], text, batch.word_mask)
+        return counted_match_loss(true, false, counted)
+
+
+def _handed_on(features: Features, cached: CachedContrast) -> Tensor:
+    """The value of the whole step's contrast, with the cached gradients by this micro batch's features."""
+    surrogate = (features.video * cached.video).sum() + (features.text * cached.text).sum()
+    return cached.value + (surrogate - surrogate.detach())

@@ -36,6 +36,15 @@ TINY = {
     "run.log_every": 2,
     "run.save_every": 3,
 }
+TINY_FINETUNE = {  # the same clips and encoder, from scratch and without anything drawn that depends on the ranks
+    **{name: value for name, value in TINY.items() if not name.startswith("masks.")},
+    "model.text_dropout": 0.0,
+    "drop_path": 0.0,
+    "layer_decay": 0.75,
+    "augment.operations": 2,
+    "validation.videos": 8,
+    "validation.every": 1,
+}
 
 
 def deepspeed_json(stage: int = 2, micro: int = 4, accumulation: int = 1, **sections: Any) -> dict[str, Any]:
@@ -92,8 +101,9 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def losses(run: Path) -> dict[int, tuple[float, ...]]:
-    """The five losses of each step."""
-    return {m["step"]: tuple(m[name] for name in ("total", "mvm", "mlm", "vtc", "vtm")) for m in metrics(run)}
+    """The losses of each step: total and its parts."""
+    names = ("total", "mvm", "mlm", "vtc", "vtm")
+    return {m["step"]: tuple(m[name] for name in names if name in m) for m in metrics(run)}
 
 
 class Launcher:
@@ -103,11 +113,14 @@ class Launcher:
         self.corpus, self.folder = corpus, folder
         self.port = 20000 + os.getpid() % 20000
 
-    def arguments(self, run: str, config: dict[str, Any], fields: dict[str, Any]) -> list[str]:
-        """Arguments of launch/pretrain.py."""
+    def arguments(self, driver: str, run: str, config: dict[str, Any], fields: dict[str, Any]) -> list[str]:
+        """Arguments of a training script over its tiny settings; a field of None takes one of these away."""
         path = self.folder / f"{run}.json"
         path.write_text(json.dumps(config))
-        merged = {"data.manifest": self.corpus, "run.dir": self.folder / run, **TINY, **fields}
+        tiny = TINY_FINETUNE if driver == "launch/finetune.py" else TINY
+        merged = {"data.manifest": self.corpus, "run.dir": self.folder / run, **tiny}
+        merged.update({name.replace("__", "."): value for name, value in fields.items()})
+        merged = {name: value for name, value in merged.items() if value is not None}
         return ["--deepspeed_config", str(path), *(word for k, v in merged.items() for word in (f"--{k}", str(v)))]
 
     def start(self, command: list[str], run: str, **variables: str) -> Launch:
@@ -130,18 +143,18 @@ class Launcher:
     ) -> Launch:
         """Ranks started by torchrun; the quickest of the launchers."""
         self.port += 1
-        fields = {k.replace("__", "."): v for k, v in fields.items()}
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
-        command += [f"--master_port={self.port}", str(ROOT / driver), *self.arguments(run, config, fields)]
+        command += [f"--master_port={self.port}", str(ROOT / driver), *self.arguments(driver, run, config, fields)]
         return self.start(command, run)
 
-    def deepspeed(self, run: str, config: dict[str, Any], ranks: int = 2, **fields: Any) -> Launch:
+    def deepspeed(
+        self, run: str, config: dict[str, Any], ranks: int = 2, driver: str = "launch/pretrain.py", **fields: Any
+    ) -> Launch:
         """Ranks started by the deepspeed command from a hostfile of this host."""
         self.port += 1
-        fields = {k.replace("__", "."): v for k, v in fields.items()}
         command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", "hostfiles/localhost"]
         command += ["--no_ssh_check", "--master_addr", "127.0.0.1", f"--master_port={self.port}"]
-        command += ["--num_accelerators", str(ranks), "launch/pretrain.py", *self.arguments(run, config, fields)]
+        command += ["--num_accelerators", str(ranks), driver, *self.arguments(driver, run, config, fields)]
         return self.start(command, run)
 
 

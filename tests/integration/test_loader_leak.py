@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from simvtp_ds.config import DataConfig, MaskConfig
+from simvtp_ds.data.examples import PretrainExamples
 from simvtp_ds.data.loader import Loader
 from simvtp_ds.data.manifest import Clip, Manifest, write_manifest
 from simvtp_ds.data.text import train_wordpiece
@@ -47,7 +48,8 @@ def test_a_thousand_batches_leave_memory_and_open_files_flat(tmp_path: Path) -> 
     write_manifest(tmp_path, clips)
     tokenizer = train_wordpiece([clip.caption for clip in clips], 100)
     data = DataConfig(num_frames=4, frame_stride=2, image_size=64, workers=2, prefetch=2, max_bad_share=0.5)
-    loader = Loader(Manifest.open(tmp_path), tokenizer, data, MaskConfig(), (2, 4, 4), 0, 4, 1, 0, 1, end_step=BATCHES)
+    examples = PretrainExamples(Manifest.open(tmp_path), tokenizer, data, MaskConfig(), (2, 4, 4), 0)
+    loader = Loader(examples, data, 4, 1, 0, 1, end_step=BATCHES)
     batches = iter(loader)
     for _ in range(WARM):
         next(batches)

@@ -191,7 +191,7 @@ def test_a_disk_that_cannot_take_the_checkpoint_ends_the_run_and_keeps_the_earli
     shutil.copytree(undisturbed, full)
     shutil.rmtree(full / "checkpoints" / "step_00000006")
     biggest = max(p.stat().st_size for p in (full / "checkpoints").rglob("*") if p.is_file())
-    arguments = launcher.arguments("full", deepspeed_json(accumulation=2), {})
+    arguments = launcher.arguments("launch/pretrain.py", "full", deepspeed_json(accumulation=2), {})
     # The largest file of a checkpoint is a byte too large; everything else can be written.
     script = f'ulimit -f {(biggest - 1) // 1024}; exec "$@"'
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29777"]
@@ -204,7 +204,7 @@ def test_a_disk_that_cannot_take_the_checkpoint_ends_the_run_and_keeps_the_earli
 
 
 def test_srun_variables_alone_start_a_run(launcher: Launcher) -> None:
-    arguments = launcher.arguments("slurm", deepspeed_json(), {"schedule.max_steps": 2})
+    arguments = launcher.arguments("launch/pretrain.py", "slurm", deepspeed_json(), {"schedule.max_steps": 2})
     starts = []
     for rank in (0, 1):
         variables = {
@@ -263,7 +263,12 @@ def test_clips_that_vanish_are_replaced_counted_and_named(launcher: Launcher, tm
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_clear_line(launcher: Launcher, change: list[str], message: str) -> None:
-    command = [sys.executable, "launch/pretrain.py", *launcher.arguments("refused", deepspeed_json(), {}), *change]
+    command = [
+        sys.executable,
+        "launch/pretrain.py",
+        *launcher.arguments("launch/pretrain.py", "refused", deepspeed_json(), {}),
+        *change,
+    ]
     code, output = launcher.start(command, "refused").wait()
     assert code != 0
     assert message in output

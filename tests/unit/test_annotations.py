@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from simvtp_ds.data.annotations import AnnotationError, Row, read_annotations
+from simvtp_ds.data.annotations import AnnotationError, Row
+from simvtp_ds.data.annotations import read_annotations as read
 
 ROWS = [Row("a/1.mp4", "a dog, running"), Row("2.mp4", 'she says "hi"; he waves'), Row("ü.mp4", "naïve 犬")]
+
+
+def read_annotations(path: Path, format: str = "auto") -> list[Row]:
+    return read(path, format).rows
 
 
 def _write(folder: Path, text: str | bytes, name: str = "captions") -> Path:
@@ -21,7 +26,7 @@ def _write(folder: Path, text: str | bytes, name: str = "captions") -> Path:
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_the_authors_json_gives_a_row_a_caption_in_file_order(tmp_path, indent):
-    path = _write(tmp_path, json.dumps(dict(ROWS), indent=indent))
+    path = _write(tmp_path, json.dumps({row.video: row.caption for row in ROWS}, indent=indent))
     assert read_annotations(path) == ROWS
     assert read_annotations(path, "json") == ROWS
 
@@ -58,19 +63,13 @@ def test_an_empty_caption_is_a_row_with_an_empty_caption(tmp_path):
 def test_the_shared_clips_are_read(shared):
     path = shared / "data/clips/clips.jsonl"
     entries = [json.loads(line) for line in path.read_text().splitlines()]
-    assert read_annotations(path) == [(entry["file"], entry["caption"].strip()) for entry in entries]
+    assert read_annotations(path) == [Row(entry["file"], entry["caption"].strip()) for entry in entries]
 
 
-def test_both_published_variants_of_a_csv_give_the_same_captions(shared, tmp_path):
-    folder = shared / "data/annotations/msrvtt"
-    (variant,) = (folder / "variant_semicolon_crlf").glob("*test*.csv")
-    first, second = (
-        read_annotations(_write(tmp_path, path.read_bytes().replace(b"video_id", b"video", 1)))
-        for path in (folder / "MSRVTT_JSFUSION_test.csv", variant)
-    )
-    assert len(first) == 1000
-    assert len({row.caption for row in first}) == 995
-    assert sorted(first) == sorted(second)
+def test_columns_of_other_names_choose_video_and_caption_by_rank(tmp_path):
+    path = _write(tmp_path, "key,vid_key,video_id,sentence,split\nret0,msr1,video1, a dog ,x\n")
+    assert read(path).format == "csv"
+    assert read_annotations(path) == [Row("video1", "a dog")]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +83,8 @@ def test_both_published_variants_of_a_csv_give_the_same_captions(shared, tmp_pat
         (b"file,caption\na.mp4,caf\xe9\n", ["UTF-8"]),
         ('{"a.mp4": "x", "a.mp4": "y"}', ["'a.mp4' twice", '["one", "two"]']),
         ('{"a.mp4": 3}', ["'a.mp4'", "3 (int)", "a string"]),
-        ('{"a.mp4": {"caption": "x"}}', ["'a.mp4'", "(dict)"]),
+        ('{"a.mp4": {"caption": "x"}}', ["'a.mp4'", "(dict)", "docs/annotations.md"]),
+        ('{"a.mp4": "x", "b.mp4": {"caption": "x"}}', ["'b.mp4'", "(dict)", "a string"]),
         ('{"a.mp4": ["x", null]}', ["'a.mp4'", "None (NoneType)"]),
         ('{"a.mp4": "x"', ["not valid JSON"]),
         ('{"a.mp4": "\\ud800"}', ["UTF-16"]),
@@ -94,7 +94,8 @@ def test_both_published_variants_of_a_csv_give_the_same_captions(shared, tmp_pat
         ('{"file": "a", "caption": "b"}\n{"file": "a"}\n', ["line 2", "no caption", "caption, text, sentence"]),
         ('{"file": "a", "caption": "b"}\n[]\n', ["line 2", "list"]),
         ('{"file": "a", "caption": "b"}\n{"file": \n', ["line 2", "not valid JSON"]),
-        ("video_id,caption\na,b\n", ["no video", "video_id, caption", "path, video, file, video_path, filename"]),
+        ("clip,caption\na,b\n", ["no video", "clip, caption", "path, video, file, video_path, filename, video_id"]),
+        ("word " * 50_000, ["not CSV", "field larger"]),
         ("just some text\n", ["no video", "just some text"]),
         ("file,caption\na.mp4,a dog, running\n", ["3 cells", "2", "double quotes"]),
         ('file,caption\na.mp4,"a dog\n', ["not valid CSV"]),

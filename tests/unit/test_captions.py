@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simvtp_ds.data.captions import Caption, collate, hide_words, hide_words_of_batch, negatives
+from simvtp_ds.data.captions import Caption, collate, hide_words, hide_words_of_batch, negatives, whole_captions
 from simvtp_ds.data.manifest import Clip
 from simvtp_ds.data.text import Tokenizer, train_wordpiece
 
@@ -68,6 +68,15 @@ def test_a_batch_without_hidden_words_is_allowed(tokenizer: Tokenizer) -> None:
     assert batch.hidden_words.shape == batch.hidden_word_ids.shape == (0,)
     assert batch.hidden_words.dtype == np.int64
     assert tokenizer.mask_id not in batch.words
+
+
+def test_whole_captions_are_the_tokens_of_each_caption_and_padding(tokenizer: Tokenizer) -> None:
+    words, word_mask = whole_captions(TEXTS, tokenizer, 8)
+    assert words.shape == word_mask.shape == (4, 8) and words.dtype == np.int64 and word_mask.dtype == bool
+    for text, row, mask in zip(TEXTS, words, word_mask, strict=True):
+        assert row[mask].tolist() == tokenizer.encode(text, 8).tolist()
+        assert (row[~mask] == tokenizer.pad_id).all() and mask.tolist() == sorted(mask, reverse=True)
+    assert tokenizer.mask_id not in words
 
 
 def test_even_batches_swap_neighbours_and_odd_ones_end_in_a_circle_of_three() -> None:

@@ -6,9 +6,12 @@ would on a GPU. It lets a product of two dtypes pass, which a GPU refuses: `OneD
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from tiny import IMAGE_SIZE, NUM_FRAMES, TINY, VOCABULARY, tiny_batch
+from tiny_towers import retrieval_batch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,13 +19,15 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simvtp_ds.config import ContrastiveConfig, ModelConfig, ObjectiveConfig
+from simvtp_ds.finetune_config import RetrievalObjectiveConfig
 from simvtp_ds.model.retrieval import TwoTower
 from simvtp_ds.model.simvtp import SimVTP
-from simvtp_ds.objectives.finetune import FinetuneTask
+from simvtp_ds.objectives.finetune import CachedContrast, Features, FinetuneTask
 from simvtp_ds.objectives.pretrain import PretrainTask
-from simvtp_ds.types import Batch
+from simvtp_ds.types import Batch, RetrievalBatch
 
 REAL_BATCH = tiny_batch(4)
+REAL_PAIRS = retrieval_batch(4)
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
 
@@ -46,14 +51,16 @@ class OneDtype(TorchDispatchMode):
 
 
 class Evaluate(nn.Module):
-    """The evaluation embeddings as one forward."""
+    """What evaluation asks of a model, as one forward."""
 
-    def __init__(self, model: SimVTP):
+    def __init__(self, model: SimVTP | TwoTower):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return self.model.embed_video(batch.frames), self.model.embed_text(batch.words, batch.word_mask)
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        text = batch.words, batch.word_mask
+        match = self.model.match_pairs(batch.frames, *text)
+        return self.model.embed_video(batch.frames), self.model.embed_text(*text), match
 
 
 def tiny_meta_model() -> SimVTP:
@@ -61,14 +68,19 @@ def tiny_meta_model() -> SimVTP:
         return SimVTP(TINY, NUM_FRAMES, IMAGE_SIZE, VOCABULARY)
 
 
-def fake_state(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Parameters and buffers of `module` as fake CUDA tensors (in FakeTensorMode).
+def tiny_meta_towers() -> TwoTower:
+    with torch.device("meta"):
+        return TwoTower(TINY, NUM_FRAMES, IMAGE_SIZE, VOCABULARY, match=True, drop_path=0.1)
+
+
+def fake_state(module: nn.Module, dtype: torch.dtype, device: str = "cuda") -> dict[str, Tensor]:
+    """Parameters and buffers of `module` as fake tensors (in FakeTensorMode).
 
     All that is floating point is cast, buffers too: that is what `module.half()` does, and DeepSpeed calls it.
     """
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     return {
-        name: torch.empty(t.shape, dtype=dtype if t.is_floating_point() else t.dtype, device="cuda")
+        name: torch.empty(t.shape, dtype=dtype if t.is_floating_point() else t.dtype, device=device)
         for name, t in tensors.items()
     }
 
@@ -76,6 +88,11 @@ def fake_state(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 def fake_batch() -> Batch:
     """The tiny batch as fake CUDA tensors (in FakeTensorMode)."""
     return Batch(*(torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in REAL_BATCH))
+
+
+def fake_retrieval_batch(device: str) -> RetrievalBatch:
+    """The tiny batch of fine-tuning as fake tensors (in FakeTensorMode)."""
+    return RetrievalBatch(*(torch.empty(t.shape, dtype=t.dtype, device=device) for t in REAL_PAIRS))
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
@@ -120,20 +137,48 @@ def test_base_model_takes_a_batch_of_the_paper(dtype: torch.dtype) -> None:
     assert {(loss.device.type, loss.dtype) for loss in losses} == {("cuda", torch.float32)}
 
 
+@pytest.mark.parametrize("model", [tiny_meta_model, tiny_meta_towers])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_evaluation_and_fine_tuning_keep_to_one_device(dtype: torch.dtype) -> None:
-    evaluate = Evaluate(tiny_meta_model())
-    with torch.device("meta"):
-        towers = TwoTower(TINY, NUM_FRAMES, IMAGE_SIZE, VOCABULARY, drop_path=0.1)
-    finetune = FinetuneTask(towers, ContrastiveConfig()).train()
+def test_evaluation_keeps_to_one_device(dtype: torch.dtype, model: Callable[[], SimVTP | TwoTower]) -> None:
+    evaluate = Evaluate(model())
     with FakeTensorMode(), OneDtype():
-        batch = fake_batch()
-        video, text = functional_call(evaluate, fake_state(evaluate, dtype), (batch,))
-        inputs = (batch.frames, batch.words, batch.word_mask)
-        loss = functional_call(finetune, fake_state(finetune, dtype), inputs)
-    for tensor in (video, text, loss):
-        assert (tensor.device.type, tensor.dtype) == ("cuda", torch.float32)
-    assert video.shape == text.shape == (4, TINY.width)
+        video, text, match = functional_call(evaluate, fake_state(evaluate, dtype), (fake_batch(),))
+    for tensor in (video, text):
+        assert (tensor.device.type, tensor.dtype, tuple(tensor.shape)) == ("cuda", torch.float32, (4, TINY.width))
+    assert (match.device.type, match.dtype, tuple(match.shape)) == ("cuda", dtype, (4, 2))
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fine_tuning_keeps_to_one_device_and_never_waits_for_it(dtype: torch.dtype, in_parts: bool) -> None:
+    # A fake tensor has no value: `.item()` or an index of booleans, for which a step would wait, fails here too.
+    task = FinetuneTask(tiny_meta_towers(), RetrievalObjectiveConfig(vtm=1.0)).train()
+    with FakeTensorMode(), OneDtype() as check:
+        cached = CachedContrast(*(torch.empty(shape, device="cuda") for shape in [(4, 24), (4, 24), ()]))
+        inputs = (fake_retrieval_batch("cuda"), cached if in_parts else None)
+        losses = functional_call(task, fake_state(task, dtype), inputs)
+    assert check.checked > 30
+    for loss in losses:
+        assert (loss.device.type, loss.dtype, tuple(loss.shape)) == ("cuda", torch.float32, ())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_fine_tuning_keep_to_one_device_and_their_dtype(dtype: torch.dtype) -> None:
+    # torch's autograd asks the driver about fake CUDA tensors (pytorch#92627): a fake device that has no driver stands
+    # in for it. It is not the CPU, so a tensor left there fails.
+    device = "lazy"
+    task = FinetuneTask(tiny_meta_towers(), RetrievalObjectiveConfig(vtm=1.0)).train()
+    with FakeTensorMode(), OneDtype() as check:
+        batch, state = fake_retrieval_batch(device), fake_state(task, dtype, device)
+        weights = {name: state[name].requires_grad_() for name, _ in task.named_parameters()}
+        features = Features(*(torch.empty(4, TINY.width, device=device) for _ in range(2)))
+        cached = task.contrast_gradients([features, features], [batch.video_ids] * 2)[1]
+        losses = functional_call(task, state, (batch, cached))
+        gradients = torch.autograd.grad(losses.total, list(weights.values()))
+    for weight, gradient in zip(weights.values(), gradients, strict=True):
+        assert (gradient.device.type, gradient.dtype, gradient.shape) == (device, dtype, weight.shape)
+    assert [(part.device.type, part.dtype) for part in cached] == [(device, torch.float32)] * 3
+    assert check.checked > 100
 
 
 def test_a_buffer_on_the_cpu_or_a_weight_of_another_dtype_is_noticed() -> None:

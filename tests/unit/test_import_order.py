@@ -25,7 +25,7 @@ ORDER = (
     ("launching",),
 )
 # Programs (`python -m ...`) stand on top of everything, wherever their file lies; no module imports them.
-PROGRAMS = {"simvtp_ds.interop.golden"}
+PROGRAMS = {"simvtp_ds.interop.golden", "simvtp_ds.evaluation.ablation"}
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 PACKAGE = "simvtp_ds"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from einops import rearrange
-from tiny import IMAGE_SIZE, NUM_FRAMES, TINY, TOKENS, VOCABULARY, tiny_batch, tiny_model
+from tiny import IMAGE_SIZE, NUM_FRAMES, TINY, TOKENS, tiny_batch, tiny_model
+from tiny_towers import tiny_towers
 from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
 from simvtp_ds.config import ModelConfig
 from simvtp_ds.model.blocks import Blocks
 from simvtp_ds.model.params import parameter_groups
 from simvtp_ds.model.patches import PIXEL_MEAN, PIXEL_STD, gather_patches
-from simvtp_ds.model.retrieval import TwoTower
 from simvtp_ds.model.simvtp import SimVTP
 from simvtp_ds.objectives.pixels import pixel_loss, pixel_target
 
@@ -143,9 +143,20 @@ def test_hidden_pixels_never_reach_the_encoder() -> None:
         assert torch.equal(model.encode_video(blanked, batch.visible), model.encode_video(batch.frames, batch.visible))
 
 
+def test_matching_of_pairs_sees_every_token_and_no_padding() -> None:
+    model, batch = tiny_model().eval(), tiny_batch(3)
+    with torch.no_grad():
+        logits = model.match_pairs(batch.frames, batch.words, batch.word_mask)
+        for b in range(3):
+            words = batch.words[b : b + 1, : int(batch.word_mask[b].sum())]
+            every = torch.arange(TOKENS)[None]
+            tokens = [model.embed_patches(batch.frames[b : b + 1], every), model.embed_words(words)]
+            pooled = model.encoder(torch.cat(tokens, dim=1)).mean(dim=1)
+            torch.testing.assert_close(logits[b : b + 1], model.match_head(pooled))
+
+
 def test_the_two_towers_do_not_share_weights_and_leave_padding_out() -> None:
-    torch.manual_seed(0)
-    towers, batch = TwoTower(TINY, NUM_FRAMES, IMAGE_SIZE, VOCABULARY, drop_path=0.1).eval(), tiny_batch(2)
+    towers, batch = tiny_towers(drop_path=0.1).eval(), tiny_batch(2)
     assert not {id(p) for p in towers.video.parameters()} & {id(p) for p in towers.text.parameters()}
     with torch.no_grad():
         assert towers.encode_video(batch.frames).shape == (2, TINY.width)
@@ -153,6 +164,43 @@ def test_the_two_towers_do_not_share_weights_and_leave_padding_out() -> None:
         assert length < 8
         alone = towers.encode_text(batch.words[1:, :length], batch.word_mask[1:, :length])
         torch.testing.assert_close(towers.encode_text(batch.words, batch.word_mask)[1:], alone)
+
+
+def test_shared_towers_read_words_with_the_video_encoder_and_store_it_once() -> None:
+    untied, shared, batch = tiny_towers(match=True), tiny_towers(shared=True, match=True, seed=1), tiny_batch(2)
+    encoder = {name for name in untied.state_dict() if name.startswith(("text.blocks.", "text.fc_norm."))}
+    assert encoder
+    assert shared.state_dict().keys() == untied.state_dict().keys() - encoder
+    assert shared.state_dict().keys() == dict(shared.named_parameters()).keys()
+    shared.encode_text(batch.words, batch.word_mask).sum().backward()
+    assert all(p.grad is not None for module in (shared.video.blocks, shared.text.words) for p in module.parameters())
+
+    stored = shared.state_dict()
+    twin = {name.replace("video.", "text."): value for name, value in stored.items() if name.startswith("video.")}
+    untied.load_state_dict(stored | {name: twin[name] for name in encoder})
+    with torch.no_grad():
+        for one, other in (
+            (untied.embed_video(batch.frames), shared.embed_video(batch.frames)),
+            (untied.embed_text(batch.words, batch.word_mask), shared.embed_text(batch.words, batch.word_mask)),
+        ):
+            torch.testing.assert_close(one, other)
+
+
+def test_tower_embeddings_are_unit_vectors_in_fp32() -> None:
+    towers, batch = tiny_towers().eval(), tiny_batch(2)
+    with torch.no_grad():
+        for model in (towers, towers.to(torch.bfloat16)):
+            encoded = model.encode_video(batch.frames), model.encode_text(batch.words, batch.word_mask)
+            found = model.embed_video(batch.frames), model.embed_text(batch.words, batch.word_mask)
+            for vectors, pooled in zip(found, encoded, strict=True):
+                assert vectors.dtype == torch.float32
+                torch.testing.assert_close(vectors * pooled.float().norm(dim=1, keepdim=True), pooled.float())
+
+
+def test_matching_without_a_head_is_refused() -> None:
+    batch = tiny_batch(2)
+    with pytest.raises(ValueError, match=r"no matching head: fine-tune with objectives\.vtm above 0"):
+        tiny_towers().match_pairs(batch.frames, batch.words, batch.word_mask)
 
 
 def test_stochastic_depth_grows_from_zero_to_the_last_block() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,10 @@ def test_usable_rows_are_in_the_manifest_in_file_order_and_the_others_are_listed
     assert (summary.rows, summary.accepted, summary.videos, summary.probed) == (7, 3, 2, 2)
     assert summary.refused == {"empty file": 2, "file missing": 1, "empty caption": 1}
     assert summary.hours == pytest.approx((12 + 25) / 25 / 3600)
-    assert json.loads((out / "summary.json").read_text())["accepted"] == 3
+    assert (summary.format, summary.published, summary.not_annotated) == ("json", "", [])
+    assert (summary.annotated_videos, summary.captions, summary.missing_videos) == (4, 7, 1)
+    assert summary.captions_per_video == {"min": 1, "mean": 1.75, "max": 2}  # ./b.mkv is b.mkv
+    assert json.loads((out / "summary.json").read_text()) == asdict(summary)
     assert Tokenizer.load(out).vocab_size == summary.vocab_size
 
 
@@ -127,10 +131,44 @@ def test_without_a_usable_row_an_earlier_manifest_stays_and_the_reasons_are_writ
     prepare(corpus / "captions.json", out)
     before = (out / "manifest.arrow").read_bytes()
     (tmp_path / "bad.json").write_text('{"gone.mp4": "a ghost", "empty.mp4": "nothing"}')
-    with pytest.raises(PrepareError, match=r"none of its 2 rows is usable \(1 file missing, 1 empty file\)"):
+    with pytest.raises(PrepareError, match=r"none of its 2 rows is usable \(1 file missing, 1 empty file\)") as caught:
         prepare(tmp_path / "bad.json", out, corpus)
     assert (out / "manifest.arrow").read_bytes() == before
     assert len(_refused(out)) == 2
+    summary = json.loads((out / "summary.json").read_text())
+    assert caught.value.summary is not None
+    assert summary == asdict(caught.value.summary)
+    assert (summary["rows"], summary["accepted"], summary["missing_videos"], summary["vocab_size"]) == (2, 0, 1, 0)
+
+
+def test_another_extension_will_do_and_two_of_them_are_refused_by_name(corpus, tmp_path):
+    (corpus / "c.avi").hardlink_to(corpus / "b.mkv")
+    (corpus / "c.WEBM").hardlink_to(corpus / "b.mkv")
+    (corpus / "d").mkdir()  # frames of d.mov, say
+    (corpus / "d.mov").hardlink_to(corpus / "b.mkv")
+    captions = {"sub/a": "one", "b.avi": "two", "c": "three", "d": "four", "e": "five", "b.": "six"}
+    (corpus / "captions.json").write_text(json.dumps(captions))
+    summary = prepare(corpus / "captions.json", tmp_path / "out")
+    manifest = Manifest.open(tmp_path / "out")
+    assert [(manifest[i].clip_id, Path(manifest[i].uri).name) for i in range(len(manifest))] == [
+        ("sub/a", "a.mp4"),
+        ("b.avi", "b.mkv"),
+        ("d", "d.mov"),
+        ("b.", "b.mkv"),
+    ]
+    refused = {row["video"]: row["reason"] for row in _refused(tmp_path / "out")}
+    assert refused == {
+        "c": f"ambiguous: c may be c.WEBM or c.avi in {corpus}; keep one of them there",
+        "e": "file missing: no such file",
+    }
+    assert summary.refused == {"ambiguous": 1, "file missing": 1}
+    assert summary.missing_videos == 1
+
+
+def test_a_file_annotated_under_its_own_name_stands_for_no_other_video(corpus, tmp_path):
+    (corpus / "captions.json").write_text('{"b.avi": "gone", "b.mkv": "here"}')
+    prepare(corpus / "captions.json", tmp_path / "out")
+    assert [row["reason"] for row in _refused(tmp_path / "out")] == ["file missing: no such file"]
 
 
 def test_what_is_wrong_is_said_before_anything_is_written(corpus, tmp_path):
@@ -163,6 +201,29 @@ def test_the_command_ends_in_a_summary_and_exit_code_0(corpus, tmp_path):
     assert "accepted         3 captions of 2 videos" in done.stdout
     assert "  empty file     2" in done.stdout
     assert "probed 2 of 2 files" in done.stdout
+    assert "captions in      7 of 4 videos\n" in done.stdout
+    assert "  a video        1 to 2, on average 1.75\n" in done.stdout
+
+
+def test_the_command_prints_the_summary_also_when_every_video_is_missing(tmp_path):
+    entries = [{"video": f"{i}.mov", "description": f"number {i}"} for i in (1, 2, 1)]
+    (tmp_path / "test_data.json").write_text(json.dumps(entries))
+    (tmp_path / "list.txt").write_text("1\n3\n")
+    done = _run(tmp_path / "test_data.json", "--out", tmp_path / "out", "--list", tmp_path / "list.txt")
+    _is_one_error(done)
+    assert "none of its 1 rows is usable (1 file missing)" in done.stderr
+    for line in (
+        "captions in     2 of 1 videos, joined to 1 paragraphs",
+        "not annotated   1 of the list's names: 3",
+        "missing videos  1",
+        "tokenizer       none written",
+    ):
+        assert f"{line}\n" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "probe.jsonl",
+        "refused.jsonl",
+        "summary.json",
+    ]
 
 
 @pytest.mark.parametrize("fault", ["annotations", "unusable", "out is a file"])

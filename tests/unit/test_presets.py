@@ -1,22 +1,24 @@
-"""Presets load into PretrainConfig, and say what the paper says."""
+"""Presets load into their configuration, and say what the paper says."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from simvtp_ds.config import PretrainConfig
 from simvtp_ds.config_files import PRESETS as FOLDER
-from simvtp_ds.config_files import config_parser, instantiate
+from simvtp_ds.config_files import config_parser, instantiate, saved_class
+from simvtp_ds.finetune_config import FinetuneConfig
 
 PRESETS = sorted(FOLDER.glob("*.yaml"))
 
 
-def load(path: Path, *options: str) -> PretrainConfig:
-    parser = config_parser(PretrainConfig, path.stem, "")
-    return instantiate(parser, parser.parse_args([*options]), PretrainConfig)
+def load(path: Path, *options: str) -> Any:
+    parser = config_parser(saved_class(path), path.stem, "")
+    return instantiate(parser, parser.parse_args([*options]), saved_class(path))
 
 
 def test_the_presets_of_webvid_are_there():
@@ -62,3 +64,22 @@ def test_the_base_preset_is_the_paper():
 def test_the_command_line_wins_over_a_preset():
     config = load(FOLDER / "pretrain_webvid.yaml", "--schedule.epochs=3", "--data.manifest=x")
     assert (config.schedule.epochs, config.data.manifest) == (3, "x")
+
+
+def test_the_preset_of_fine_tuning_is_the_paper():
+    config = load(FOLDER / "finetune_msrvtt.yaml")
+    assert (config.data.num_frames, config.data.frame_stride, config.data.image_size) == (16, 4, 224)
+    assert (config.towers, config.layer_decay, config.drop_path) == ("untied", 0.75, 0.1)
+    augment = config.augment
+    assert (augment.magnitude, augment.operations, augment.magnitude_std, augment.erase) == (7, 4, 0.5, 0.25)
+    assert (config.schedule.epochs, config.schedule.warmup_epochs) == (100, 5)
+    assert (config.objectives.vtc, config.objectives.vtm, config.data.flip) == (1, 0, False)
+
+
+def test_a_preset_of_another_kind_of_training_is_refused_with_those_that_fit():
+    with pytest.raises(
+        ValueError, match=r"finetune_msrvtt is one of another kind of training; the presets are .*webvid"
+    ):
+        config_parser(PretrainConfig, "finetune_msrvtt", "")
+    with pytest.raises(ValueError, match=r"the presets are .*finetune_msrvtt"):
+        config_parser(FinetuneConfig, "pretrain_webvid", "")

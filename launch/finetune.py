@@ -1,0 +1,47 @@
+"""Fine-tune SimVTP for text-to-video retrieval under deepspeed, torchrun, srun or plain python; `--help` tells how."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+DESCRIPTION = """\
+Fine-tune a pre-trained SimVTP for text-to-video retrieval: two towers and their contrast.
+
+  1. python launch/prepare.py MSRVTT_data.json --list MSRVTT_train.9k.csv --videos VIDEOS --out data/msrvtt_9k \\
+         --tokenizer runs/mine/tokenizer
+  2. deepspeed --num_accelerators 8 launch/finetune.py --deepspeed_config ds_configs/finetune_fp16.json \\
+         --init runs/mine --data.manifest data/msrvtt_9k --run.dir runs/msrvtt
+  3. python launch/evaluate.py --checkpoint runs/msrvtt --manifest data/msrvtt_1kA
+
+--init takes a run or a checkpoint of launch/pretrain.py; model sizes and tokenizer are then its own. Without --init the
+towers start from scratch. Every option is explained below; --preset finetune_msrvtt gives the defaults."""
+
+
+def validate(model, videos, tokenizer, data, rank, control, on_progress):
+    """Scores of the middle view of held-out videos, by all ranks together."""
+    from simvtp_ds.evaluation.embed import embed
+    from simvtp_ds.evaluation.retrieval import score
+    from simvtp_ds.evaluation.share import Share
+
+    share = Share(rank.rank, rank.world_size, control.gather)
+    return score(embed(model, tokenizer, data, videos, 1, 1, share, on_progress))
+
+
+def make_job(config, settings, world_size):
+    """Imported late: decoder processes import this file again."""
+    from simvtp_ds.engine.finetune import finetuning_job
+
+    sizes = [argument for argument in sys.argv[1:] if argument.startswith("--model.")]
+    if config.init and sizes:
+        raise ValueError(f"{sizes[0]} cannot be chosen with --init: the model's sizes are those of {config.init}")
+    return finetuning_job(config, settings, world_size, validate)
+
+
+if __name__ == "__main__":
+    from simvtp_ds.finetune_config import FinetuneConfig
+    from simvtp_ds.launching import launch_training
+
+    launch_training(sys.argv[1:], FinetuneConfig, "finetune_msrvtt", DESCRIPTION, make_job)

@@ -1,0 +1,193 @@
+"""A fine-tuning run: its inputs opened and checked, and what its loop does besides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from simvtp_ds.config import ModelConfig, check_sizes
+from simvtp_ds.config_files import load_config, saved_class
+from simvtp_ds.data.examples import RetrievalExamples
+from simvtp_ds.data.text import Tokenizer
+from simvtp_ds.data.videos import Videos
+from simvtp_ds.ds_settings import DeepSpeedSettings
+from simvtp_ds.engine.checkpoint import find_checkpoint
+from simvtp_ds.engine.run import Job, open_manifest, steps_per_epoch
+from simvtp_ds.engine.saving import WEIGHTS
+from simvtp_ds.engine.schedule import build_schedule
+from simvtp_ds.engine.train import Trainer, seed_dropout
+from simvtp_ds.finetune_config import FinetuneConfig
+from simvtp_ds.interop.init_towers import towers_from_pretraining
+from simvtp_ds.model.params import layered_groups
+from simvtp_ds.model.retrieval import TwoTower
+from simvtp_ds.objectives.finetune import FinetuneTask
+from simvtp_ds.types import AnyLosses, RetrievalBatch, to_device
+
+# (model, videos, tokenizer, data, rank, control, on_progress) to the scores of held-out videos; every rank calls it.
+# Evaluation stands above the engine, so the launch script hands it in.
+Validate: TypeAlias = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A pre-trained model to start from."""
+
+    checkpoint: Path
+    model: ModelConfig
+    tokenizer: Tokenizer
+    weights: dict[str, Tensor]
+
+
+def open_start(path: str) -> Start:
+    """Read what `init` names.
+
+    Raises:
+        ValueError: it is no checkpoint of pre-training, or a damaged one.
+    """
+    run, folder = find_checkpoint(Path(path))
+    if saved_class(run / "config.yaml") is FinetuneConfig:
+        raise ValueError(f"init {path} is a fine-tuning run: name the pre-training run that it started from")
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / WEIGHTS} cannot be read ({error}): name another checkpoint as --init") from error
+    return Start(folder, load_config(run / "config.yaml").model, Tokenizer.load(run / "tokenizer"), weights)
+
+
+def finetuning_job(config: FinetuneConfig, settings: DeepSpeedSettings, world_size: int, validate: Validate) -> Job:
+    """Open manifest, tokenizer and the model to start from; cut off the validation videos; plan the steps.
+
+    Args:
+        config: The configuration; with `init`, the model's sizes become the checkpoint's.
+        settings: The user's DeepSpeed JSON.
+        world_size: Ranks of the run.
+        validate: Scores the model on the validation videos.
+
+    Raises:
+        ValueError: one of them is missing or damaged or does not fit another, or there is no step to make.
+    """
+    start = open_start(config.init) if config.init else None
+    if start is not None:
+        config = replace(config, model=start.model)
+        check_sizes(config.data, config.model)
+    if config.ema_decay and settings.zero_stage == 3:
+        raise ValueError(
+            f"ema_decay needs ZeRO stage 0, 1 or 2: change zero_optimization.stage in {settings.path}, or set "
+            "ema_decay to 0"
+        )
+    data, model, objectives = config.data, config.model, config.objectives
+    contrasted = settings.global_batch(world_size if objectives.contrastive.scope == "global" else 1)
+    if contrasted < 2 or (objectives.vtm and settings.micro_batch < 2):
+        raise ValueError(
+            f"train_micro_batch_size_per_gpu is {settings.micro_batch} and {contrasted} clips are contrasted: the "
+            "contrast needs 2 clips or more, and matching (objectives.vtm) 2 in a micro batch; raise it in "
+            f"{settings.path}"
+        )
+    manifest = open_manifest(data.manifest)
+    tokenizer = choose_tokenizer(config, start)
+    training, validation = Videos(manifest).split(config.validation.videos, config.run.seed)
+    epoch = steps_per_epoch(len(training), f"training videos in {data.manifest}", settings, world_size)
+    shared, match = config.towers == "shared", objectives.vtm > 0
+    state = towers_from_pretraining(start.weights, shared, match)[0] if start is not None else None
+
+    def build() -> tuple[nn.Module, list[dict[str, Any]]]:
+        towers = TwoTower(
+            model,
+            data.num_frames,
+            data.image_size,
+            tokenizer.vocab_size,
+            shared=shared,
+            match=match,
+            drop_path=config.drop_path,
+        )
+        if state is not None:
+            towers.load_state_dict(state)
+        task = FinetuneTask(towers, objectives)
+        return task, layered_groups(task, settings.weight_decay, config.layer_decay)
+
+    return Job(
+        config=config,
+        settings=settings,
+        manifest=manifest,
+        examples=RetrievalExamples(training, tokenizer, data, config.augment, config.run.seed),
+        tokenizer=tokenizer,
+        schedule=build_schedule(config.schedule, epoch),
+        identity=[
+            "towers",
+            asdict(model),
+            data.num_frames,
+            data.image_size,
+            tokenizer.vocab_size,
+            [config.towers, match, config.validation.videos, config.ema_decay],
+        ],
+        build=build,
+        trainer=partial(
+            FinetuneTrainer,
+            validate=partial(validate, videos=validation, tokenizer=tokenizer, data=data) if len(validation) else None,
+            validate_every=config.validation.every * epoch,
+        ),
+        ema_decay=config.ema_decay,
+    )
+
+
+def choose_tokenizer(config: FinetuneConfig, start: Start | None) -> Tokenizer:
+    """The pre-trained model's tokenizer, or, from scratch, the one that the configuration names.
+
+    Raises:
+        ValueError: the configuration names one whose words are not those of the pre-trained model.
+    """
+    data = config.data
+    if start is None:
+        return Tokenizer.load(data.tokenizer or data.manifest)
+    if data.tokenizer and not Tokenizer.load(data.tokenizer).same_words(start.tokenizer):
+        raise ValueError(
+            f"data.tokenizer {data.tokenizer} has other words than the model in {start.checkpoint} was trained with: "
+            "leave data.tokenizer empty to use the model's own"
+        )
+    return start.tokenizer
+
+
+@dataclass(kw_only=True)
+class FinetuneTrainer(Trainer):
+    """The loop, with scores of held-out videos, and a contrast that accumulation does not shrink."""
+
+    validate: Callable[..., dict[str, Any]] | None
+    validate_every: int  # steps
+
+    def train_step(self, step: int, batches: Iterator[RetrievalBatch]) -> list[AnyLosses]:
+        """One global step; the contrast is over all its micro batches (objectives/finetune.py)."""
+        if self.settings.accumulation == 1:
+            return super().train_step(step, batches)
+        self.set_learning_rate(step)
+        task: FinetuneTask = self.engine.module
+        micro_batches = [next(batches) for _ in range(self.settings.accumulation)]  # on the host
+        features, video_ids = [], []
+        for micro, batch in enumerate(micro_batches):
+            batch = to_device(batch, self.engine.device)
+            seed_dropout(self.position.seed, step, micro, self.rank.rank)
+            features.append(task.features(batch))
+            video_ids.append(batch.video_ids)
+        cached = task.contrast_gradients(features, video_ids)
+        return [
+            self.micro_step(step, micro, to_device(batch, self.engine.device), cached[micro])
+            for micro, batch in enumerate(micro_batches)
+        ]
+
+    def after_step(self, done: int) -> None:
+        """Score the held-out videos when it is time, with the average of the weights where one is kept."""
+        if self.validate is None or (done % self.validate_every and done != self.schedule.total_steps):
+            return
+        feed = lambda _done, _total: self.watchdog.feed()  # noqa: E731
+        with self.ema.in_module() if self.ema is not None else nullcontext():
+            scores = self.validate(self.engine.module.model, rank=self.rank, control=self.control, on_progress=feed)
+        self.watchdog.feed()
+        if self.journal is not None:
+            self.journal.validation(done, scores)

@@ -1,0 +1,243 @@
+"""One run from its inputs to its last checkpoint: what pre-training and fine-tuning have in common."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from simvtp_ds.config import PretrainConfig
+from simvtp_ds.config_files import save_config
+from simvtp_ds.data.examples import Examples
+from simvtp_ds.data.loader import Loader
+from simvtp_ds.data.manifest import Manifest
+from simvtp_ds.data.text import Tokenizer
+from simvtp_ds.ds_settings import DeepSpeedSettings
+from simvtp_ds.engine import checkpoint
+from simvtp_ds.engine.ema import Ema
+from simvtp_ds.engine.failures import TrainingError, Watchdog
+from simvtp_ds.engine.meters import BadClipLog, Journal
+from simvtp_ds.engine.ranks import Control, Rank, connect
+from simvtp_ds.engine.schedule import Schedule
+from simvtp_ds.engine.train import Trainer, start_engine
+from simvtp_ds.finetune_config import FinetuneConfig
+from simvtp_ds.model.blocks import use_fast_norm_if_available
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run trains on what: all that pre-training and fine-tuning differ in. Opened and checked before any model.
+
+    Attributes:
+        config: The resolved configuration.
+        settings: The user's DeepSpeed JSON.
+        manifest: Where the clips come from.
+        examples: Makes the batches.
+        tokenizer: Saved with the run.
+        schedule: Steps and learning rate.
+        identity: What a checkpoint must agree in besides batch, seed and manifest, JSON values.
+        build: Makes the task module and its parameter groups; called once torch's generator is seeded.
+        trainer: `Trainer`, or one that does more.
+        ema_decay: See `Ema`; 0: no average is kept.
+    """
+
+    config: PretrainConfig | FinetuneConfig
+    settings: DeepSpeedSettings
+    manifest: Manifest
+    examples: Examples[Any]
+    tokenizer: Tokenizer
+    schedule: Schedule
+    identity: list[Any]
+    build: Callable[[], tuple[torch.nn.Module, list[dict[str, Any]]]]
+    trainer: Callable[..., Trainer] = Trainer
+    ema_decay: float = 0.0
+
+
+def open_manifest(folder: str) -> Manifest:
+    """The training manifest; ValueError where it is not named, missing or damaged."""
+    if not folder:
+        raise ValueError("--data.manifest is not set: name the folder that launch/prepare.py wrote")
+    return Manifest.open(folder)
+
+
+def steps_per_epoch(count: int, things: str, settings: DeepSpeedSettings, world_size: int) -> int:
+    """Steps that `count` clips fill; ValueError where they do not fill one."""
+    batch = settings.global_batch(world_size)
+    if count < batch:
+        raise ValueError(
+            f"there are {count} {things}, one step takes {batch} "
+            f"(train_micro_batch_size_per_gpu {settings.micro_batch} x gradient_accumulation_steps "
+            f"{settings.accumulation} x {world_size} ranks): lower one of them in {settings.path}"
+        )
+    return count // batch
+
+
+def lock_run(run: Path) -> IO[str]:
+    """Make the run's folder and take it for this process; the lock goes when the process ends, however it ends.
+
+    Raises:
+        TrainingError: another run has it, or it cannot be written.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = (run / ".lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise TrainingError(f"{run} is in use by another run on this host: name another --run.dir") from None
+    except OSError as error:
+        raise TrainingError(f"run.dir {run} cannot be written: {error}") from error
+    return lock
+
+
+def describe_environment(rank: Rank, hosts: list[str], settings: DeepSpeedSettings, engine: Any) -> dict[str, Any]:
+    """Versions, hosts and sizes, for whoever wants to reproduce the run."""
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    packages = ("torch", "deepspeed", "timm", "transformers", "tokenizers", "av", "numpy")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "commit": commit.stdout.strip() or None,
+        "hosts": hosts,
+        "world_size": rank.world_size,
+        "deepspeed_config": settings.path,
+        "zero_stage": settings.zero_stage,
+        "dtype": settings.dtype,
+        "optimizer": type(inner_optimizer(engine)).__name__,
+    }
+
+
+def inner_optimizer(engine: Any) -> Any:
+    """The optimizer that updates the weights, inside ZeRO's wrapper."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def find_start(run: Path, resume: str, rank: Rank, control: Control, warn: Callable[[str], None]) -> Path | None:
+    """The checkpoint to start from; None: from the beginning.
+
+    Raises:
+        TrainingError: the named checkpoint is not complete, all of the run's are damaged, or the run has some and
+            was told not to resume.
+    """
+    existing = control.gather([p.name for p in checkpoint.steps_of(run)])[0]
+    if resume == "none":
+        if existing:
+            raise TrainingError(f"{run} has checkpoints, and --resume is none: use --resume auto or another --run.dir")
+        return None
+    if resume != "auto":
+        return checkpoint.agree_on([Path(resume)], rank, control, warn)
+    if not existing:
+        return None
+    return checkpoint.agree_on([run / "checkpoints" / name for name in existing], rank, control, warn)
+
+
+def open_journal(job: Job, run: Path, engine: Any, rank: Rank, hosts: list[str], first_step: int) -> Journal:
+    """Write down what runs here, on the main rank."""
+    save_config(job.config, run / "config.yaml")
+    (run / "deepspeed.json").write_text(json.dumps(job.settings.raw, indent=2) + "\n")
+    environment = describe_environment(rank, hosts, job.settings, engine)
+    (run / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+    (run / "tokenizer").mkdir(exist_ok=True)
+    job.tokenizer.save(run / "tokenizer")
+    return Journal(run, job.schedule.total_steps, first_step)
+
+
+def train(job: Job, rank: Rank, resume: str) -> str:
+    """Train, from the start or from the newest valid checkpoint; every rank calls it.
+
+    Args:
+        job: What to train.
+        rank: This process.
+        resume: "auto", "none", or the path of a checkpoint.
+
+    Returns:
+        "finished", or "stopped" when a signal asked for it.
+
+    Raises:
+        TrainingError: the run cannot go on; the message says why and what to do.
+    """
+    settings, config, timeout = job.settings, job.config.run, job.config.run.step_timeout
+    run = Path(config.dir)
+    lock = lock_run(run) if rank.is_main else None
+    watchdog = Watchdog(timeout)
+    connect(rank, timeout)
+    control = Control(timeout)
+    hosts = control.gather(platform.node())
+    if not all(control.gather(run.is_dir())):
+        raise TrainingError(f"run.dir {run} is not on a file system that all hosts share: name one that is")
+
+    position = checkpoint.Position(
+        step=0,
+        world_size=rank.world_size,
+        zero_stage=settings.zero_stage,
+        dtype=settings.dtype,
+        global_batch=settings.global_batch(rank.world_size),
+        seed=config.seed,
+        manifest=job.manifest.fingerprint,
+        model=json.dumps(job.identity),
+    )
+    notes: list[str] = []
+    folder = find_start(run, resume, rank, control, notes.append)
+    if folder is not None:
+        position = replace(position, step=checkpoint.check_position(folder, position))
+
+    torch.manual_seed(config.seed)
+    use_fast_norm_if_available()
+    task, groups = job.build()
+    parameters = sum(p.numel() for p in task.parameters())
+    engine = start_engine(task, groups, settings)
+    loader = Loader(
+        job.examples,
+        job.config.data,
+        micro_batch=settings.micro_batch,
+        accumulation=settings.accumulation,
+        rank=rank.rank,
+        world_size=rank.world_size,
+        start_step=position.step,
+        end_step=job.schedule.total_steps,
+        on_bad=BadClipLog(run / "bad_clips" / f"rank_{rank.rank}.jsonl"),
+    )
+    trainer = job.trainer(
+        engine=engine,
+        loader=loader,
+        settings=settings,
+        schedule=job.schedule,
+        position=position,
+        config=config,
+        rank=rank,
+        control=control,
+        watchdog=watchdog,
+        ema=Ema(engine, job.ema_decay) if job.ema_decay else None,
+    )
+    if folder is not None:
+        trainer.load(folder)
+    if rank.is_main:
+        trainer.journal = open_journal(job, run, engine, rank, hosts, position.step)
+    for note in notes:
+        trainer.say(note)
+    trainer.say(
+        f"{type(task).__name__} {parameters / 1e6:.2f} M parameters, {len(job.examples)} clips, {rank.world_size} "
+        f"ranks x {settings.micro_batch} clips x {settings.accumulation} = {position.global_batch} a step, "
+        f"{settings.dtype}, ZeRO-{settings.zero_stage}, {type(inner_optimizer(engine)).__name__}, steps "
+        f"{position.step} to {job.schedule.total_steps} ({len(job.examples) // position.global_batch} an epoch)"
+        + (f", resumed from {folder}" if folder else "")
+    )
+    try:
+        return trainer.train()
+    except TrainingError as error:
+        trainer.say(f"ended: {error}")
+        raise
+    finally:
+        loader.close()
+        if trainer.journal is not None:
+            trainer.journal.close()
+        if lock is not None:
+            lock.close()

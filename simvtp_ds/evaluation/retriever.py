@@ -1,0 +1,113 @@
+"""A trained model ready to search, from the folder of its run: pre-trained or fine-tuned."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from simvtp_ds.config import DataConfig
+from simvtp_ds.config_files import load_config, saved_class
+from simvtp_ds.data.text import FILE_NAME, Tokenizer
+from simvtp_ds.engine.checkpoint import find_checkpoint, record_of, sha256
+from simvtp_ds.engine.saving import AVERAGE, WEIGHTS
+from simvtp_ds.finetune_config import FinetuneConfig
+from simvtp_ds.model.retrieval import TwoTower
+from simvtp_ds.model.simvtp import SimVTP
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """A model and what it needs to read clips and captions."""
+
+    model: Any  # embed_video, embed_text, and match_pairs where `matches`
+    tokenizer: Tokenizer
+    data: DataConfig  # how the model saw clips in training
+    run: Path
+    checkpoint: Path
+    kind: str  # "pretrain" or "finetune"
+    matches: bool  # has a matching head
+    temperature: float  # of the contrast it was trained with
+    identity: str  # hex digest of weights, sizes and tokenizer
+
+
+def load_retriever(path: Path, ema: bool | None = None) -> Retriever:
+    """The model of a run or a checkpoint, on the CPU.
+
+    Args:
+        path: A run folder (its newest undamaged checkpoint) or one of its checkpoints.
+        ema: Whether to take the moving average of the weights; None: where the run keeps one.
+
+    Raises:
+        ValueError: there is no such checkpoint, it is damaged, has no average, or does not fit its configuration.
+    """
+    run, checkpoint = find_checkpoint(path)
+    config_class = saved_class(run / "config.yaml")
+    config = load_config(run / "config.yaml", config_class)
+    data, tokenizer = config.data, Tokenizer.load(run / "tokenizer")
+    sizes = (config.model, data.num_frames, data.image_size, tokenizer.vocab_size)
+    name = WEIGHTS
+    if config_class is FinetuneConfig:
+        kind, matches = "finetune", config.objectives.vtm > 0
+        model: nn.Module = TwoTower(*sizes, shared=config.towers == "shared", match=matches)
+        if ema or (ema is None and config.ema_decay > 0):
+            name = AVERAGE
+    else:
+        kind, matches = "pretrain", True
+        model = SimVTP(*sizes)
+        if ema:
+            raise ValueError(f"{run} is a pre-training run: it keeps no moving average of the weights")
+    weights, digest = read_weights(checkpoint, name)
+    fill(model, weights, checkpoint / name)
+    words = hashlib.sha256((run / "tokenizer" / FILE_NAME).read_bytes()).hexdigest()
+    return Retriever(
+        model=model,
+        tokenizer=tokenizer,
+        data=data,
+        run=run,
+        checkpoint=checkpoint,
+        kind=kind,
+        matches=matches,
+        temperature=config.objectives.contrastive.temperature,
+        identity=hashlib.sha256(f"{kind} {digest} {words} {sizes}".encode()).hexdigest(),
+    )
+
+
+def read_weights(checkpoint: Path, name: str) -> tuple[dict[str, Tensor], str]:
+    """A file of weights of a checkpoint and its sha256.
+
+    Raises:
+        ValueError: it is missing, or not what was written.
+    """
+    path, files = checkpoint / name, record_of(checkpoint)["files"]
+    if name not in files:
+        raise ValueError(f"{checkpoint} has no {name}, but {', '.join(sorted(files))}: name another checkpoint")
+    if sha256(path) != files[name]["sha256"]:
+        raise ValueError(f"{path} is damaged: its sha256 is not the one that was written; name another checkpoint")
+    try:
+        return load_file(path), files[name]["sha256"]
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): name another checkpoint") from error
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Put weights into a model; a tensor that stands under several names (shared towers) is in the file once.
+
+    Raises:
+        ValueError: names or sizes are not the model's.
+    """
+    own = model.state_dict()
+    filled = {own[name].data_ptr() for name in weights if name in own}
+    missing = [name for name in own if name not in weights and own[name].data_ptr() not in filled]
+    strange = [name for name in weights if name not in own]
+    sizes = [f"{n} {list(w.shape)}" for n, w in weights.items() if n in own and own[n].shape != w.shape]
+    wrong = {"lacks": missing, "has unknown": strange, "has other sizes:": sizes}
+    told = "; ".join(f"{what} {', '.join(names[:3])} ({len(names)} in all)" for what, names in wrong.items() if names)
+    if told:
+        raise ValueError(f"{path} does not fit the run's config.yaml: it {told}")
+    model.load_state_dict(weights, strict=False)

@@ -1,0 +1,97 @@
+"""What the batches of pre-training and fine-tuning are made of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from simvtp_ds.config import DataConfig, MaskConfig
+from simvtp_ds.data.examples import PretrainExamples, RetrievalExamples, video_number
+from simvtp_ds.data.loader import Loader
+from simvtp_ds.data.manifest import Clip, Manifest, write_manifest
+from simvtp_ds.data.order import Order
+from simvtp_ds.data.text import Tokenizer, train_wordpiece
+from simvtp_ds.data.videos import Videos
+from simvtp_ds.finetune_config import AugmentConfig
+
+WORDS = ["zero", "one", "two", "three", "four"]
+DATA = DataConfig(num_frames=2, image_size=32, max_words=8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_wordpiece(WORDS, 100)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """60 videos of five captions each, the captions of a video far apart."""
+    folder = tmp_path_factory.mktemp("manifest")
+    one = Clip("", "/x.mp4", 0, 1, "", 40, 25.0, 64, 48, "h264")
+    write_manifest(folder, [replace(one, clip_id=f"v{video}", caption=word) for word in WORDS for video in range(60)])
+    return Manifest.open(folder)
+
+
+@pytest.fixture(scope="module")
+def retrieval(manifest: Manifest, tokenizer: Tokenizer) -> RetrievalExamples:
+    return RetrievalExamples(Videos(manifest), tokenizer, DATA, AugmentConfig(), seed=3)
+
+
+def test_an_example_of_pretraining_is_a_row_whatever_the_epoch(manifest: Manifest, tokenizer: Tokenizer) -> None:
+    examples = PretrainExamples(manifest, tokenizer, DATA, MaskConfig(), (1, 2, 2), seed=3)
+    assert len(examples) == 300
+    assert examples.clip(130, 0) == examples.clip(130, 5) == manifest[130]
+
+
+def test_each_video_comes_once_an_epoch_with_one_of_its_captions(retrieval: RetrievalExamples) -> None:
+    assert len(retrieval) == 60
+    order = Order(len(retrieval), 20, retrieval.seed)
+    for epoch in range(2):
+        rows = np.concatenate([order.rows(epoch, step) for step in range(order.steps_per_epoch)])
+        drawn = [retrieval.clip(int(row), epoch) for row in rows]
+        assert Counter(clip.clip_id for clip in drawn) == {f"v{video}": 1 for video in range(60)}
+        assert {clip.caption for clip in drawn} == set(WORDS)
+
+
+def test_captions_are_drawn_anew_each_epoch_and_uniformly(retrieval: RetrievalExamples) -> None:
+    drawn = [[retrieval.clip(video, epoch).caption for epoch in range(40)] for video in range(60)]
+    counts = Counter(caption for captions in drawn for caption in captions)
+    chi_square = sum((counts[word] - 480) ** 2 / 480 for word in WORDS)
+    assert chi_square < 18.5  # 4 degrees of freedom: exceeded once in a thousand times
+    repeats = sum(a == b for captions in drawn for a, b in pairwise(captions))
+    assert 0.16 < repeats / (60 * 39) < 0.24  # an epoch knows nothing of the one before: one in five by chance
+    assert [retrieval.clip(video, 7) for video in range(60)] == [retrieval.clip(video, 7) for video in range(60)]
+
+
+def test_a_batch_of_fine_tuning_holds_whole_captions(retrieval: RetrievalExamples, tokenizer: Tokenizer) -> None:
+    clips = [retrieval.clip(video, 0) for video in range(3)]
+    frames = np.random.default_rng(0).integers(256, size=(3, 2, 32, 32, 3), dtype=np.uint8)
+    batch = retrieval.assemble(frames, clips, 0)
+    np.testing.assert_array_equal(batch.frames.numpy(), frames)
+    assert [tokenizer.decode(row.tolist()) for row in batch.words] == [clip.caption for clip in clips]
+    assert batch.word_mask.sum() == (batch.words != tokenizer.pad_id).sum()
+    assert batch.video_ids.dtype == torch.int64 and batch.video_ids.shape == (3,)
+
+
+def test_captions_of_one_video_have_one_number_and_of_others_another(
+    manifest: Manifest, retrieval: RetrievalExamples
+) -> None:
+    rows = [manifest[row] for row in range(0, 300, 7)]
+    numbers = retrieval.assemble(np.zeros((len(rows), 2, 32, 32, 3), np.uint8), rows, 0).video_ids
+    same = [[a.clip_id == b.clip_id for b in rows] for a in rows]
+    assert (numbers[:, None] == numbers[None]).tolist() == same
+    assert (numbers >= 0).all()
+    assert video_number("video7010") == 7707900934609261633  # fixed for ever: ranks must agree
+
+
+def test_a_micro_batch_of_one_serves_fine_tuning_and_not_pretraining(
+    manifest: Manifest, tokenizer: Tokenizer, retrieval: RetrievalExamples
+) -> None:
+    assert Loader(retrieval, DATA, 1, 1, 0, 1).steps_per_epoch == 60
+    with pytest.raises(ValueError, match="train_micro_batch_size_per_gpu is 1; matching needs 2 different clips"):
+        Loader(PretrainExamples(manifest, tokenizer, DATA, MaskConfig(), (1, 2, 2), seed=3), DATA, 1, 1, 0, 1)
