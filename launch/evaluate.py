@@ -66,9 +66,9 @@ def main(arguments: list[str]) -> None:
     from simvtp_ds.engine.ranks import find_rank
     from simvtp_ds.evaluation import protocol
     from simvtp_ds.evaluation.connection import connected
-    from simvtp_ds.evaluation.progress import progress, silence
     from simvtp_ds.evaluation.table import table
     from simvtp_ds.launching import one_line
+    from simvtp_ds.progress import progress, silence
 
     with one_line(ValueError, OSError):
         if segments < 1 or options.rerank < 0:

@@ -20,28 +20,21 @@ Fine-tune a pre-trained SimVTP for text-to-video retrieval: two towers and their
 towers start from scratch. Every option is explained below; --preset finetune_msrvtt gives the defaults."""
 
 
-def validate(model, videos, tokenizer, data, rank, control, on_progress):
-    """Scores of the middle view of held-out videos, by all ranks together."""
-    from simvtp_ds.evaluation.embed import embed
-    from simvtp_ds.evaluation.retrieval import score
-    from simvtp_ds.evaluation.share import Share
-
-    share = Share(rank.rank, rank.world_size, control.gather)
-    return score(embed(model, tokenizer, data, videos, 1, 1, share, on_progress))
-
-
 def make_job(config, settings, world_size):
-    """Imported late: decoder processes import this file again."""
+    """What to train, from the configuration, the DeepSpeed settings and the number of ranks."""
     from simvtp_ds.engine.finetune import finetuning_job
+    from simvtp_ds.evaluation.retrieval import validate
 
-    sizes = [argument for argument in sys.argv[1:] if argument.startswith("--model.")]
-    if config.init and sizes:
-        raise ValueError(f"{sizes[0]} cannot be chosen with --init: the model's sizes are those of {config.init}")
     return finetuning_job(config, settings, world_size, validate)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> None:
+    """Decoder processes import this file again, so everything is imported in here."""
     from simvtp_ds.finetune_config import FinetuneConfig
     from simvtp_ds.launching import launch_training
 
-    launch_training(sys.argv[1:], FinetuneConfig, "finetune_msrvtt", DESCRIPTION, make_job)
+    launch_training(arguments, FinetuneConfig, "finetune_msrvtt", DESCRIPTION, make_job)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone, without installation
@@ -99,38 +97,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-@contextmanager
-def progress():
-    """Yields on_progress(done, total): a bar with rate and time left on a terminal, else a line every 5 seconds."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task) -> Text:
-            return Text(f"{task.speed or 0:.1f} files/s")
-
-    start = last = time.monotonic()
-
-    def line(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if total and (done in (0, total) or now - last >= 5):
-            last = now
-            rate = done / max(now - start, 1e-9)
-            left = f", {(total - done) / rate:.0f} s left" if done else ""
-            print(f"probed {done} of {total} files, {rate:.1f} files/s{left}", flush=True)
-
-    console = Console()
-    if not console.is_terminal:
-        yield line
-        return
-    columns = (TextColumn("probing"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("probing", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def report(summary, out: str) -> None:
     """Prints the summary as a small table."""
     from simvtp_ds.data.annotations_lists import shown
@@ -165,9 +131,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 at least one caption is usable, 1 none is or the input or DIR is at fault, 130 interrupted."""
     args = parser().parse_args(arguments)
     from simvtp_ds.data.prepare import PrepareError, prepare
+    from simvtp_ds.progress import progress
 
     try:
-        with progress() as on_progress:
+        with progress("probing", "files") as on_progress:
             summary = prepare(**vars(args), on_progress=on_progress)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)

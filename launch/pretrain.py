@@ -20,14 +20,19 @@ torchrun, srun and plain python (one process) start it as well."""
 
 
 def make_job(config, settings, world_size):
-    """Imported late: decoder processes import this file again."""
+    """What to train, from the configuration, the DeepSpeed settings and the number of ranks."""
     from simvtp_ds.engine.pretrain import pretraining_job
 
     return pretraining_job(config, settings, world_size)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> None:
+    """Decoder processes import this file again, so everything is imported in here."""
     from simvtp_ds.config import PretrainConfig
     from simvtp_ds.launching import launch_training
 
-    launch_training(sys.argv[1:], PretrainConfig, "pretrain_webvid", DESCRIPTION, make_job)
+    launch_training(arguments, PretrainConfig, "pretrain_webvid", DESCRIPTION, make_job)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -17,11 +17,13 @@ def main() -> None:
     run = parser.parse_args().run
 
     from simvtp_ds.evaluation.report import build_report, summary
+    from simvtp_ds.files import replacing
     from simvtp_ds.launching import one_line
 
     with one_line(ValueError, OSError):
         report = build_report(run)
-        (run / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+        with replacing(run / "report.json") as temporary:
+            temporary.write_text(json.dumps(report, indent=1) + "\n")
         print(summary(report, run))
         print(f"\nthe same as JSON: {run / 'report.json'}")
 

@@ -50,6 +50,9 @@ def parse(arguments: list[str], config_class: type, default_preset: str, descrip
     parser.add_argument("--deepspeed", action="store_true", help="accepted for DeepSpeed's sake; it is always on")
     parser.add_argument("--local_rank", type=int, default=-1, help="set by the launcher")
     parsed = parser.parse_args(arguments)
+    sizes = [argument for argument in arguments if argument.startswith("--model.")]
+    if sizes and getattr(parsed, "init", ""):
+        raise ValueError(f"{sizes[0]} cannot be chosen with --init: the model's sizes are those of {parsed.init}")
     if not parsed.deepspeed_config:
         raise ValueError("--deepspeed_config is missing: name a DeepSpeed JSON, such as ds_configs/zero2_bf16.json")
     return Options(instantiate(parser, parsed, config_class), parsed.deepspeed_config, parsed.resume)

@@ -17,7 +17,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from simvtp_ds.data.order import stream
 from simvtp_ds.finetune_config import AugmentConfig
 
-# ImageNet statistics of red, green and blue in [0, 1].
+# ImageNet statistics of red, green and blue in [0, 1]: what VideoMAE was trained with.
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 FILL = (124, 116, 104)  # PIXEL_MEAN in bytes

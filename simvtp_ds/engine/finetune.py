@@ -78,10 +78,11 @@ def finetuning_job(config: FinetuneConfig, settings: DeepSpeedSettings, world_si
     if start is not None:
         config = replace(config, model=start.model)
         check_sizes(config.data, config.model)
-    if config.ema_decay and settings.zero_stage == 3:
+    if settings.zero_stage == 3:
+        # Ranks score unequal numbers of held-out batches, and the average of the weights is kept where they are.
         raise ValueError(
-            f"ema_decay needs ZeRO stage 0, 1 or 2: change zero_optimization.stage in {settings.path}, or set "
-            "ema_decay to 0"
+            "fine-tuning needs the whole model on every rank: set zero_optimization.stage to 0, 1 or 2 in "
+            f"{settings.path}"
         )
     data, model, objectives = config.data, config.model, config.objectives
     contrasted = settings.global_batch(world_size if objectives.contrastive.scope == "global" else 1)

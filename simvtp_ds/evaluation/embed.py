@@ -6,7 +6,7 @@ the whole clip and the whole caption: nothing is hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,7 @@ from simvtp_ds.evaluation.compute import ahead, computed, evaluating
 from simvtp_ds.evaluation.frames import Missing, Shot, decode_shots
 from simvtp_ds.evaluation.share import Share
 from simvtp_ds.evaluation.views import plan_views
-
-OnProgress = Callable[[int, int], None]  # (done, total) of what this rank has to do
+from simvtp_ds.progress import OnProgress
 
 
 @dataclass(frozen=True)

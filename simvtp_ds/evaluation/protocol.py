@@ -15,15 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simvtp_ds.data.manifest import Manifest
 from simvtp_ds.data.videos import Videos
 from simvtp_ds.engine.checkpoint import steps_of
 from simvtp_ds.evaluation.bootstrap import Bootstrap
 from simvtp_ds.evaluation.cache import FOLDER, cache_key, read_cache, write_cache
-from simvtp_ds.evaluation.embed import Embeddings, OnProgress, embed
+from simvtp_ds.evaluation.embed import Embeddings, embed
 from simvtp_ds.evaluation.rerank import rerank
 from simvtp_ds.evaluation.retrieval import WAYS, score_columns, summarise
 from simvtp_ds.evaluation.retriever import Retriever, load_retriever
 from simvtp_ds.evaluation.share import Share
+from simvtp_ds.progress import OnProgress
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Setting:
     share: Share
     device: str
     say: Callable[[str], None]  # a line for people; silent except on the main rank
-    progress: Callable[[str], AbstractContextManager[OnProgress]]  # shown on the main rank
+    progress: Callable[[str, str], AbstractContextManager[OnProgress]]  # shown on the main rank
 
 
 def honest(path: Path, request: Request, setting: Setting) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def evaluate(path: Path, request: Request, setting: Setting) -> dict[str, Any]:
     missing = list(embeddings.missing)
     if request.rerank:
         began = time.perf_counter()
-        with setting.progress("re-ranking pairs") as on_progress:
+        with setting.progress("re-ranking", "pairs") as on_progress:
             model, tokenizer, data = retriever.model, retriever.tokenizer, retriever.data
             for_text, for_video, failed = rerank(
                 model, tokenizer, data, videos, embeddings, request.rerank, setting.share, on_progress
@@ -116,7 +118,7 @@ def evaluate(path: Path, request: Request, setting: Setting) -> dict[str, Any]:
         "kind": retriever.kind,
         "manifest": str(videos.manifest.folder),
         "fingerprint": videos.manifest.fingerprint,
-        "annotations": prepared(videos.manifest.folder, setting.say),
+        "annotations": prepared(videos.manifest, setting.say),
         "queries": len(embeddings.video_of_caption),
         "videos": len(videos),
         "chance_R@1": 100 / len(videos),
@@ -139,7 +141,7 @@ def embeddings_of(retriever: Retriever, request: Request, setting: Setting, seco
         seconds["read embeddings"] = time.perf_counter() - began
         setting.say(f"embeddings read from {retriever.run / FOLDER} in {seconds['read embeddings']:.1f} s")
         return kept
-    with setting.progress("embedding views and captions") as on_progress:
+    with setting.progress("embedding", "views and captions") as on_progress:
         inputs = (retriever.model, retriever.tokenizer, retriever.data, videos)
         embeddings = embed(*inputs, *views, share, on_progress)
     seconds["embed"] = time.perf_counter() - began
@@ -155,13 +157,16 @@ def embeddings_of(retriever: Retriever, request: Request, setting: Setting, seco
     return embeddings
 
 
-def prepared(folder: Path, say: Callable[[str], None]) -> dict[str, int] | None:
+def prepared(manifest: Manifest, say: Callable[[str], None]) -> dict[str, int] | None:
     """Captions in the annotation file and in the manifest, as launch/prepare.py noted them; None where it did not."""
+    folder = manifest.folder
     try:
         summary = json.loads((folder / "summary.json").read_text())
         rows, accepted = int(summary["rows"]), int(summary["accepted"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    if accepted != len(manifest):
+        return None  # it tells of a later call that failed and left the manifest as it was
     if accepted < rows:
         say(
             f"warning: {rows - accepted} of {rows} captions were refused when {folder} was prepared (see its "

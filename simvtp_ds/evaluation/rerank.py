@@ -15,11 +15,12 @@ from simvtp_ds.config import DataConfig
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.data.videos import Videos
 from simvtp_ds.evaluation.compute import computed, evaluating
-from simvtp_ds.evaluation.embed import Embeddings, OnProgress, caption_rows, read_captions
+from simvtp_ds.evaluation.embed import Embeddings, caption_rows, read_captions
 from simvtp_ds.evaluation.frames import Missing, Shot, decode_shots
 from simvtp_ds.evaluation.retrieval import similarities
 from simvtp_ds.evaluation.share import BATCH, Share
 from simvtp_ds.evaluation.views import plan_views
+from simvtp_ds.progress import OnProgress
 
 
 def candidates(similarity: Tensor, video_of_caption: Tensor, found: Tensor, k: int) -> tuple[Tensor, Tensor]:

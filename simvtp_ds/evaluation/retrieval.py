@@ -10,11 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simvtp_ds.config import DataConfig
+from simvtp_ds.data.text import Tokenizer
+from simvtp_ds.data.videos import Videos
+from simvtp_ds.engine.ranks import Control, Rank
 from simvtp_ds.evaluation.bootstrap import Bootstrap
-from simvtp_ds.evaluation.embed import Embeddings
+from simvtp_ds.evaluation.embed import Embeddings, embed
 from simvtp_ds.evaluation.ranks import Ranks, scores, text_to_video, video_to_text
+from simvtp_ds.evaluation.share import Share
+from simvtp_ds.progress import OnProgress
 
 WAYS = ("t2v", "v2t")
+
+
+def validate(
+    model: Any,
+    videos: Videos,
+    tokenizer: Tokenizer,
+    data: DataConfig,
+    rank: Rank,
+    control: Control,
+    on_progress: OnProgress = lambda done, total: None,
+) -> dict[str, Any]:
+    """`score` of a model in training on held-out videos, one view each; every rank calls it."""
+    share = Share(rank.rank, rank.world_size, control.gather)
+    return score(embed(model, tokenizer, data, videos, segments=1, crops=1, share=share, on_progress=on_progress))
 
 
 def score(embeddings: Embeddings) -> dict[str, dict[str, Any]]:

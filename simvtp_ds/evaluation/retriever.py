@@ -96,18 +96,17 @@ def read_weights(checkpoint: Path, name: str) -> tuple[dict[str, Tensor], str]:
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Put weights into a model; a tensor that stands under several names (shared towers) is in the file once.
+    """Put weights into a model.
 
     Raises:
         ValueError: names or sizes are not the model's.
     """
     own = model.state_dict()
-    filled = {own[name].data_ptr() for name in weights if name in own}
-    missing = [name for name in own if name not in weights and own[name].data_ptr() not in filled]
+    missing = [name for name in own if name not in weights]
     strange = [name for name in weights if name not in own]
     sizes = [f"{n} {list(w.shape)}" for n, w in weights.items() if n in own and own[n].shape != w.shape]
     wrong = {"lacks": missing, "has unknown": strange, "has other sizes:": sizes}
     told = "; ".join(f"{what} {', '.join(names[:3])} ({len(names)} in all)" for what, names in wrong.items() if names)
     if told:
         raise ValueError(f"{path} does not fit the run's config.yaml: it {told}")
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict(weights)

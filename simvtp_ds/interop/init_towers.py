@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simvtp_ds.config import ModelConfig
-from simvtp_ds.model.patches import PIXEL_MEAN
+from simvtp_ds.data.augment import PIXEL_MEAN
 from simvtp_ds.model.retrieval import TwoTower
 
 # (pre-training model's, towers'), each a prefix of names. fc_norm starts from the encoder's final norm: the norm only

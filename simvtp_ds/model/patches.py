@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-# ImageNet statistics of red, green and blue in [0, 1]: what VideoMAE was trained with.
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_STD = (0.229, 0.224, 0.225)
+from simvtp_ds.data.augment import PIXEL_MEAN, PIXEL_STD
 
 
 def token_grid(num_frames: int, image_size: int, tubelet_size: int, patch_size: int) -> tuple[int, int, int]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,14 +17,30 @@ from tests.integration.conftest import ROOT
 pytestmark = pytest.mark.integration
 
 
-def test_the_quickstart_runs_from_drawing_to_report_and_goes_on_when_called_again(tmp_path: Path) -> None:
+def test_a_killed_quickstart_goes_on_and_ends_in_a_report(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    environment = {**os.environ, "VENV": sys.prefix, "RUN": str(run), "CLIPS": "256", "TEST_CLIPS": "24"}
-    for steps in ("3", "5"):
-        command = ["bash", "launch/quickstart.sh", "--schedule.max_steps", steps, "--run.save_every", "2"]
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert "resumed from" in result.stdout
+    sizes = {"CLIPS": "256", "TEST_CLIPS": "24", "FINETUNE": "--schedule.max_steps 2 --validation.videos 16"}
+    environment = {**os.environ, "VENV": sys.prefix, "RUN": str(run), **sizes}
+
+    def start(steps: int) -> subprocess.Popen[str]:
+        command = ["bash", "launch/quickstart.sh", "--schedule.max_steps", str(steps), "--run.save_every", "2"]
+        with (tmp_path / f"{steps}.txt").open("w") as output:
+            return subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    first = start(3)
+    deadline = time.monotonic() + 300
+    while not (run / "zero_shot.json").exists():
+        assert first.poll() is None and time.monotonic() < deadline, (tmp_path / "3.txt").read_text()[-3000:]
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    second = start(5)
+    code = second.wait(timeout=400)
+    output = (tmp_path / "5.txt").read_text()
+    assert code == 0, output[-3000:]
+    assert "resumed from" in output
     report = json.loads((run / "report.json").read_text())
     assert (report["world_size"], report["zero_stage"], report["steps"]) == (2, 2, 5)
     assert report["optimizer"] in {"FusedAdam", "DeepSpeedCPUAdam"}
@@ -30,8 +48,11 @@ def test_the_quickstart_runs_from_drawing_to_report_and_goes_on_when_called_agai
     found = report["retrieval"]
     assert found["queries"] == 24
     assert found["chance_R@1"] == pytest.approx(100 / 24)
-    for way in ("t2v", "v2t"):
-        recalls = [found["zero_shot"][way][name] for name in ("R@1", "R@5", "R@10")]
-        assert 0 <= recalls[0] <= recalls[1] <= recalls[2] <= 100
-        assert 1 <= found["zero_shot"][way]["MdR"] <= 24
-    assert "zero-shot retrieval, 24 queries" in result.stdout
+    for name in ("zero_shot", "scratch", "finetuned"):
+        for way in ("t2v", "v2t"):
+            recalls = [found[name][way][recall] for recall in ("R@1", "R@5", "R@10")]
+            assert 0 <= recalls[0] <= recalls[1] <= recalls[2] <= 100
+            assert 1 <= found[name][way]["MdR"] <= 24
+            low, high = found[name][way]["interval"]["R@1"]
+            assert low <= recalls[0] <= high
+    assert "24 captions, 24 videos" in output

@@ -10,9 +10,10 @@ from tiny_towers import tiny_towers
 from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
 from simvtp_ds.config import ModelConfig
+from simvtp_ds.data.augment import PIXEL_MEAN, PIXEL_STD
 from simvtp_ds.model.blocks import Blocks
 from simvtp_ds.model.params import parameter_groups
-from simvtp_ds.model.patches import PIXEL_MEAN, PIXEL_STD, gather_patches
+from simvtp_ds.model.patches import gather_patches
 from simvtp_ds.model.simvtp import SimVTP
 from simvtp_ds.objectives.pixels import pixel_loss, pixel_target
 

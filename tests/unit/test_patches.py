@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from simvtp_ds.data.augment import PIXEL_MEAN, PIXEL_STD
 from simvtp_ds.model.patches import (
-    PIXEL_MEAN,
-    PIXEL_STD,
     PatchEmbedding,
     PositionTable,
     gather_patches,

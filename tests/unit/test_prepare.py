@@ -200,7 +200,7 @@ def test_the_command_ends_in_a_summary_and_exit_code_0(corpus, tmp_path):
     assert done.stderr == ""
     assert "accepted         3 captions of 2 videos" in done.stdout
     assert "  empty file     2" in done.stdout
-    assert "probed 2 of 2 files" in done.stdout
+    assert "probing: 2 of 2 files" in done.stdout
     assert "captions in      7 of 4 videos\n" in done.stdout
     assert "  a video        1 to 2, on average 1.75\n" in done.stdout
 

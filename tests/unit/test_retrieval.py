@@ -35,7 +35,7 @@ DATA = DataConfig(num_frames=2, frame_stride=4, image_size=16, max_words=32, wor
 
 
 class Standin(nn.Module):
-    """Embeds by a random projection of pixels and of words; matches what has most red in common with word ids."""
+    """Embeds by a random projection of pixels and of words; matches by the same vectors, the video's read backwards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,12 +176,11 @@ def test_the_dual_softmax_is_the_formula(embedded: Embeddings) -> None:
     assert columns["raw"] == score(embedded)
 
 
-@pytest.mark.parametrize("k", [3, 1000])
 def test_reranking_orders_the_first_k_by_the_matching_head_and_leaves_the_rest(
-    videos: Videos, tokenizer: Tokenizer, embedded: Embeddings, k: int
+    videos: Videos, tokenizer: Tokenizer, embedded: Embeddings
 ) -> None:
-    model = Standin()
-    for_text, for_video, failed = rerank(model, tokenizer, DATA, videos, embedded, k, Share.alone())
+    k = 3
+    for_text, for_video, failed = rerank(Standin(), tokenizer, DATA, videos, embedded, k, Share.alone())
     assert failed == []
     similarity = similarities(embedded.texts, embedded.middle)
     found = embedded.found.nonzero()[:, 0].tolist()
@@ -201,6 +200,7 @@ def test_ties_at_the_edge_of_the_candidates_leave_the_own_item_out() -> None:
     for_text, for_video = candidates(torch.zeros(5, 5, dtype=torch.float64), owner, found, 2)
     assert not for_text.diagonal().any() and not for_video.diagonal().any()
     assert for_text.sum(dim=1).tolist() == for_video.sum(dim=0).tolist() == [2] * 5
+    assert all(each.all() for each in candidates(torch.zeros(5, 5, dtype=torch.float64), owner, found, 20))
 
 
 def test_kept_embeddings_come_back_whole_or_not_at_all(embedded: Embeddings, tmp_path: Path) -> None:
