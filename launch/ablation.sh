@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 RUN="${RUN:-runs/ablation}" SEEDS="${SEEDS:-0 1 2}" JOBS="${JOBS:-2}" CLIPS="${CLIPS:-2000}" TEST_CLIPS="${TEST_CLIPS:-500}"
-EPOCHS="${EPOCHS:-16}" FINETUNE_EPOCHS="${FINETUNE_EPOCHS:-6}"
+EPOCHS="${EPOCHS:-16}" FINETUNE_EPOCHS="${FINETUNE_EPOCHS:-8}"
 
 one() { # VARIANT SEED: pre-train, score, fine-tune, score
   local variant="$1" seed="$2" folder="$RUN/$1-$2" init=() options=()

@@ -126,7 +126,8 @@ def _suggestion(key: str, section: Section, at: str) -> str:
     if places and best < 0.8:
         return f"it belongs at {' or '.join(places[:2])}"
     if best >= 0.5:
-        near = [f"'{name}'" for name in known if ratio[name] > best - 0.02]
+        margin = 0.02 if best >= 0.8 else 0.1  # one letter changes the ratio of a short key a lot
+        near = [f"'{name}'" for name in known if ratio[name] > best - margin]
         return f"did you mean {' or '.join(near[:4])}?"
     return f"DeepSpeed knows here: {', '.join(sorted(section.keys))}"
 

@@ -22,7 +22,7 @@ def test_a_killed_quickstart_goes_on_and_ends_in_a_report(tmp_path: Path) -> Non
     sizes = {"CLIPS": "256", "TEST_CLIPS": "24", "FINETUNE": "--schedule.max_steps 2 --validation.videos 16"}
     environment = {**os.environ, "VENV": sys.prefix, "RUN": str(run), **sizes}
 
-    def start(steps: int) -> subprocess.Popen[str]:
+    def start(steps: int) -> subprocess.Popen[bytes]:
         command = ["bash", "launch/quickstart.sh", "--schedule.max_steps", str(steps), "--run.save_every", "2"]
         with (tmp_path / f"{steps}.txt").open("w") as output:
             return subprocess.Popen(
