@@ -9,58 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-
-def require(holds: bool, message: str) -> None:
-    """ValueError with `message` where something does not hold."""
-    if not holds:
-        raise ValueError(message)
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which clips, and how each becomes pixels and words.
-
-    Args:
-        manifest: Folder that `launch/prepare.py` wrote (manifest.arrow and the tokenizer).
-        tokenizer: Name or folder of a Hugging Face BERT tokenizer; empty: the one beside the manifest.
-        num_frames: Frames of a clip (T).
-        frame_stride: Distance between two frames of a clip, in frames of the file. Short files repeat their last frame.
-        image_size: Height and width of a clip after crop and resize, in pixels.
-        crop_scales: Crop sides as shares of the short side; one is drawn a clip (multi-scale crop). [1.0] with
-            `random_crop` false is a centre crop.
-        random_crop: Draw scale and position of the crop; false takes the whole short side in the centre.
-        flip: Mirror half of the clips. Off: captions say left and right.
-        max_words: Longest caption in tokens, [CLS] and [SEP] included; longer ones are cut.
-        workers: Decoder processes of each rank.
-        prefetch: Batches prepared ahead, a rank.
-        decode_timeout: Seconds after which a decoder counts as hung: it is killed and its clip counted as bad.
-        max_bad_share: Share of bad clips (after 200 clips, or at the end) past which the run stops with an error.
-    """
-
-    manifest: str = ""
-    tokenizer: str = ""
-    num_frames: int = 16
-    frame_stride: int = 4
-    image_size: int = 224
-    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
-    random_crop: bool = True
-    flip: bool = False
-    max_words: int = 64
-    workers: int = 4
-    prefetch: int = 4
-    decode_timeout: float = 30.0
-    max_bad_share: float = 0.05
-
-    def __post_init__(self) -> None:
-        for name in ("num_frames", "frame_stride", "image_size", "workers", "prefetch"):
-            require(getattr(self, name) >= 1, f"data.{name} is {getattr(self, name)}; it must be at least 1")
-        require(self.max_words >= 3, f"data.max_words is {self.max_words}; [CLS], a word and [SEP] need 3")
-        scales = self.crop_scales
-        require(
-            bool(scales) and all(0.0 < s <= 1.0 for s in scales),
-            f"data.crop_scales is {list(scales)}; give shares of the short side, above 0 and at most 1",
-        )
-        require(self.decode_timeout > 0, f"data.decode_timeout is {self.decode_timeout}; give seconds above 0")
+from simvtp_ds.data_config import DataConfig, require
 
 
 @dataclass(frozen=True)

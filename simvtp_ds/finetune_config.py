@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from simvtp_ds.config import ContrastiveConfig, DataConfig, ModelConfig, RunConfig, ScheduleConfig, check_sizes, require
+from simvtp_ds.config import ContrastiveConfig, ModelConfig, RunConfig, ScheduleConfig, check_sizes
+from simvtp_ds.data_config import DataConfig, require
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 
-from simvtp_ds.config import DataConfig, MaskConfig
+from simvtp_ds.config import MaskConfig
 from simvtp_ds.data.captions import hide_words_of_batch, negatives, whole_captions
 from simvtp_ds.data.manifest import Clip, Manifest
 from simvtp_ds.data.masks import tube_masks
@@ -19,6 +19,7 @@ from simvtp_ds.data.order import stream
 from simvtp_ds.data.sampling import View, augmented_view, random_view
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.data.videos import Videos
+from simvtp_ds.data_config import DataConfig
 from simvtp_ds.finetune_config import AugmentConfig
 from simvtp_ds.types import Batch, RetrievalBatch
 

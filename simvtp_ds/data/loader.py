@@ -19,12 +19,12 @@ from typing import Generic
 
 import numpy as np
 
-from simvtp_ds.config import DataConfig
 from simvtp_ds.data.decode import BadClip, DataError, Source
 from simvtp_ds.data.examples import Examples
 from simvtp_ds.data.manifest import Clip
 from simvtp_ds.data.order import Order, micro_batches, replacement_row
 from simvtp_ds.data.worker import Decoded, DecoderPool, Task, failure
+from simvtp_ds.data_config import DataConfig
 from simvtp_ds.types import AnyBatch, pinned
 
 MAX_ATTEMPTS = 100  # clips tried for one place of a batch

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from simvtp_ds.config import DataConfig
 from simvtp_ds.data.augment import Augmentation, random_augmentation
 from simvtp_ds.data.order import stream
+from simvtp_ds.data_config import DataConfig
 from simvtp_ds.finetune_config import AugmentConfig
 
 if TYPE_CHECKING:

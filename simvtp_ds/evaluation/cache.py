@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from simvtp_ds.config import DataConfig
+from simvtp_ds.data_config import DataConfig
 from simvtp_ds.evaluation.embed import Embeddings
 from simvtp_ds.files import replacing
 

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simvtp_ds.config import DataConfig
 from simvtp_ds.data.captions import whole_captions
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.data.videos import Videos
+from simvtp_ds.data_config import DataConfig
 from simvtp_ds.evaluation.compute import ahead, computed, evaluating
 from simvtp_ds.evaluation.frames import Missing, Shot, decode_shots
 from simvtp_ds.evaluation.share import Share

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simvtp_ds.config import DataConfig
 from simvtp_ds.data.decode import Source
 from simvtp_ds.data.manifest import Clip
 from simvtp_ds.data.sampling import View
 from simvtp_ds.data.worker import DecoderPool, Task, failure
+from simvtp_ds.data_config import DataConfig
 from simvtp_ds.evaluation.share import BATCH
 
 

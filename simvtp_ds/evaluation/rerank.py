@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simvtp_ds.config import DataConfig
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.data.videos import Videos
+from simvtp_ds.data_config import DataConfig
 from simvtp_ds.evaluation.compute import computed, evaluating
 from simvtp_ds.evaluation.embed import Embeddings, caption_rows, read_captions
 from simvtp_ds.evaluation.frames import Missing, Shot, decode_shots

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simvtp_ds.config import DataConfig
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.data.videos import Videos
+from simvtp_ds.data_config import DataConfig
 from simvtp_ds.engine.ranks import Control, Rank
 from simvtp_ds.evaluation.bootstrap import Bootstrap
 from simvtp_ds.evaluation.embed import Embeddings, embed

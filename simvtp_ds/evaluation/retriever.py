@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from simvtp_ds.config import DataConfig
 from simvtp_ds.config_files import load_config, saved_class
 from simvtp_ds.data.text import FILE_NAME, Tokenizer
+from simvtp_ds.data_config import DataConfig
 from simvtp_ds.engine.checkpoint import find_checkpoint, record_of, sha256
 from simvtp_ds.engine.saving import AVERAGE, WEIGHTS
 from simvtp_ds.finetune_config import FinetuneConfig

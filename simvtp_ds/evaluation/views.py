@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simvtp_ds.config import DataConfig
 from simvtp_ds.data.manifest import Clip
 from simvtp_ds.data.sampling import Box, View, centre_box, centre_indices
+from simvtp_ds.data_config import DataConfig
 
 CROPS = (1, 3)
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from simvtp_ds.config import require
+from simvtp_ds.data_config import require
 from simvtp_ds.finetune_config import RetrievalObjectiveConfig
 from simvtp_ds.model.retrieval import TwoTower
 from simvtp_ds.objectives.contrastive import global_contrast, local_contrast

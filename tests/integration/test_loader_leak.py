@@ -9,11 +9,12 @@ import numpy as np
 import psutil
 import pytest
 
-from simvtp_ds.config import DataConfig, MaskConfig
+from simvtp_ds.config import MaskConfig
 from simvtp_ds.data.examples import PretrainExamples
 from simvtp_ds.data.loader import Loader
 from simvtp_ds.data.manifest import Clip, Manifest, write_manifest
 from simvtp_ds.data.text import train_wordpiece
+from simvtp_ds.data_config import DataConfig
 
 BATCHES, WARM = 1000, 200
 

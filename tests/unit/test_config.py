@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from simvtp_ds.config import DataConfig, MaskConfig, ModelConfig, PretrainConfig, RunConfig
+from simvtp_ds.config import MaskConfig, ModelConfig, PretrainConfig, RunConfig
 from simvtp_ds.config_files import load_config, save_config
+from simvtp_ds.data_config import DataConfig
 
 
 def test_a_saved_configuration_is_read_back_as_it_was(tmp_path: Path) -> None:

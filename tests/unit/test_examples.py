@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from simvtp_ds.config import DataConfig, MaskConfig
+from simvtp_ds.config import MaskConfig
 from simvtp_ds.data.examples import PretrainExamples, RetrievalExamples, video_number
 from simvtp_ds.data.loader import Loader
 from simvtp_ds.data.manifest import Clip, Manifest, write_manifest
 from simvtp_ds.data.order import Order
 from simvtp_ds.data.text import Tokenizer, train_wordpiece
 from simvtp_ds.data.videos import Videos
+from simvtp_ds.data_config import DataConfig
 from simvtp_ds.finetune_config import AugmentConfig
 
 WORDS = ["zero", "one", "two", "three", "four"]

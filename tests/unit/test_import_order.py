@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # design.md; modules of one rank may import each other as long as no circle arises. `launching` is what launch/ shares.
 ORDER = (
     ("types", "files", "progress"),
+    ("data_config",),
     ("config", "finetune_config"),
     ("config_files",),
     ("ds_schema", "ds_check", "ds_settings"),

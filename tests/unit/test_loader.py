@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 
-from simvtp_ds.config import DataConfig, MaskConfig
+from simvtp_ds.config import MaskConfig
 from simvtp_ds.data import examples as examples_module
 from simvtp_ds.data.augment import Augmentation, changed, noise
 from simvtp_ds.data.decode import Source, decode_into
@@ -31,6 +31,7 @@ from simvtp_ds.data.sampling import augmented_view, random_view
 from simvtp_ds.data.text import Tokenizer, train_wordpiece
 from simvtp_ds.data.videos import Videos
 from simvtp_ds.data.worker import Task, failure
+from simvtp_ds.data_config import DataConfig
 from simvtp_ds.finetune_config import AugmentConfig
 from simvtp_ds.types import Batch, RetrievalBatch
 

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simvtp_ds.config import DataConfig
 from simvtp_ds.data.decode import Source, decode_into
 from simvtp_ds.data.manifest import Clip, Manifest, write_manifest
 from simvtp_ds.data.render import SIDE, draw, encode
 from simvtp_ds.data.scenes import caption, make_scenes
 from simvtp_ds.data.text import Tokenizer, train_wordpiece
 from simvtp_ds.data.videos import Videos
+from simvtp_ds.data_config import DataConfig
 from simvtp_ds.evaluation.bootstrap import Bootstrap
 from simvtp_ds.evaluation.cache import cache_key, read_cache, write_cache
 from simvtp_ds.evaluation.embed import Embeddings, caption_rows, embed

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import RandomResizedCrop
 
-from simvtp_ds.config import DataConfig
 from simvtp_ds.data.manifest import Clip
 from simvtp_ds.data.sampling import (
     Box,
@@ -24,6 +23,7 @@ from simvtp_ds.data.sampling import (
     random_view,
     resized_box,
 )
+from simvtp_ds.data_config import DataConfig
 from simvtp_ds.finetune_config import AugmentConfig
 
 SCALES = (1.0, 0.875, 0.75, 0.66)

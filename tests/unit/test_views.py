@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from simvtp_ds.config import DataConfig
 from simvtp_ds.data.manifest import Clip
 from simvtp_ds.data.sampling import Box
+from simvtp_ds.data_config import DataConfig
 from simvtp_ds.evaluation.views import plan_views
 
 DATA = DataConfig(num_frames=4, frame_stride=3, image_size=32)  # a clip spans 10 frames
