@@ -44,7 +44,8 @@ class DataConfig:
 
     Args:
         manifest: Folder that `launch/prepare.py` wrote (manifest.arrow and the tokenizer).
-        mixture: Several such folders in place of `manifest`, each with its weight: {folder: weight}. Pre-training only.
+        mixture: Several such folders in place of `manifest`, each with its weight: {folder: weight}. Weights are shares
+            of the clips shown, whatever the sizes; each folder has epochs of its own. Pre-training only.
         tokenizer: Name or folder of a Hugging Face BERT tokenizer; empty: the one beside the manifest.
         num_frames: Frames of a clip (T).
         frame_stride: Distance between two frames of a clip, in frames of the file. Short files repeat their last frame.
@@ -100,7 +101,10 @@ class DataConfig:
             f"data.manifest is {self.manifest!r} and data.mixture names {len(self.mixture)} folders; give one of them",
         )
         for folder, weight in self.mixture.items():
-            require(weight > 0, f"data.mixture gives {folder} the weight {weight}; give one above 0, or leave it out")
+            require(
+                0 < weight < float("inf"),
+                f"data.mixture gives {folder} the weight {weight}; give a number above 0, or leave it out",
+            )
         share = self.host_share
         require(share == "auto" or 0 <= share <= 1, f"data.host_share is {share}; give a share from 0 to 1, or auto")
         require(self.decode_timeout > 0, f"data.decode_timeout is {self.decode_timeout}; give seconds above 0")

@@ -119,5 +119,13 @@ class FinetuneConfig:
             f"objectives.vtc is {self.objectives.vtc}; retrieval needs it, give a weight above 0",
         )
         require(self.objectives.vtm >= 0, f"objectives.vtm is {self.objectives.vtm}; give a weight, or 0 for none")
+        require(
+            self.data.views == 1,
+            f"data.views is {self.data.views}; fine-tuning hides nothing and shows each clip once, leave it at 1",
+        )
+        require(
+            not self.data.mixture,
+            f"data.mixture names {len(self.data.mixture)} folders; fine-tuning reads one, name it in data.manifest",
+        )
         if not self.init:  # else the sizes are the checkpoint's, and checked when they are known
             check_sizes(self.data, self.model)

@@ -10,7 +10,6 @@ import numpy as np
 from simvtp_ds.data.order import stream
 
 if TYPE_CHECKING:
-    from simvtp_ds.data.manifest import Clip
     from simvtp_ds.data.text import Tokenizer
 
 WIDTH_STEP = 8  # captions of a batch are padded to a multiple of this, so that few shapes occur
@@ -48,14 +47,13 @@ def hide_words(rng: np.random.Generator, tokenizer: Tokenizer, caption: str, max
 
 
 def hide_words_of_batch(
-    clips: Sequence[Clip], tokenizer: Tokenizer, max_words: int, ratio: float, seed: int, epoch: int
+    streams: Sequence[np.random.Generator], captions: Sequence[str], tokenizer: Tokenizer, max_words: int, ratio: float
 ) -> Captions:
-    """`hide_words` for the caption of each clip, drawn from the clip's `stream`, then `collate`."""
-    captions = [
-        hide_words(stream(seed, epoch, clip.clip_id, "words"), tokenizer, clip.caption, max_words, ratio)
-        for clip in clips
+    """`hide_words` for each caption, drawn from its stream, then `collate`."""
+    hidden = [
+        hide_words(rng, tokenizer, caption, max_words, ratio) for rng, caption in zip(streams, captions, strict=True)
     ]
-    return collate(captions, tokenizer.pad_id, max_words)
+    return collate(hidden, tokenizer.pad_id, max_words)
 
 
 def collate(captions: Sequence[Caption], pad_id: int, max_words: int) -> Captions:
@@ -85,16 +83,17 @@ def pad(captions: Sequence[np.ndarray], pad_id: int, max_words: int) -> tuple[np
     return padded, mask
 
 
-def negatives(clip_ids: Sequence[str], seed: int, epoch: int) -> np.ndarray:
-    """For each caption of a micro batch the index of a video that is not its own, int64 [B].
+def negatives(clips: Sequence[tuple[str, int]], seed: int) -> np.ndarray:
+    """For each clip (clip id, epoch) of a micro batch the index of one that shows another video, int64 [clips].
 
     Neighbours swap (0 with 1, 2 with 3, ...); of an odd number the last three go in a circle. Where the neighbour is
     the same clip under another caption, one of the other clips is drawn from `stream`, keyed by the clip. So a choice
     depends on the micro batch alone, which is the same clips whatever the world size.
 
     Raises:
-        ValueError: All captions belong to one clip, or there is only one.
+        ValueError: All clips show one video, or there is only one.
     """
+    clip_ids = [clip_id for clip_id, _ in clips]
     size = len(clip_ids)
     if len(set(clip_ids)) < 2:
         raise ValueError(
@@ -104,7 +103,7 @@ def negatives(clip_ids: Sequence[str], seed: int, epoch: int) -> np.ndarray:
     partners = np.arange(size, dtype=np.int64) ^ 1
     if size % 2:
         partners[-3:] = [size - 2, size - 1, size - 3]
-    for index, clip_id in enumerate(clip_ids):
+    for index, (clip_id, epoch) in enumerate(clips):
         if clip_ids[partners[index]] == clip_id:
             others = [other for other in range(size) if clip_ids[other] != clip_id]
             partners[index] = others[stream(seed, epoch, clip_id, "negative").integers(len(others))]

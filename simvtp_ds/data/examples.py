@@ -6,16 +6,20 @@ An example is a pure function of its number, the seed and the epoch; nothing dep
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
+from torch import Tensor
 
 from simvtp_ds.config import MaskConfig
 from simvtp_ds.data.captions import hide_words_of_batch, negatives, whole_captions
 from simvtp_ds.data.manifest import Clip, Manifest
 from simvtp_ds.data.masks import tube_masks
-from simvtp_ds.data.order import stream
+from simvtp_ds.data.mixture import Mixture
+from simvtp_ds.data.order import AnyOrder, Order, replacement_row, stream, view_streams
 from simvtp_ds.data.sampling import View, augmented_view, random_view
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.data.videos import Videos
@@ -32,13 +36,23 @@ class Examples(Protocol[AnyBatch_co]):
     Attributes:
         seed: Seed of the run; the order of the examples follows from it too.
         least_clips: Different clips that a micro batch needs.
+        views: Rows of a micro batch that each clip fills.
     """
 
     seed: int
     least_clips: int
+    views: int
 
     def __len__(self) -> int:
         """How many there are."""
+        ...
+
+    def order(self, global_batch: int) -> AnyOrder:
+        """The examples of every step, and the epoch that each is drawn in."""
+        ...
+
+    def replacement(self, index: int, epoch: int, attempt: int) -> int:
+        """The example in the place of one that cannot be decoded, nor could `attempt` - 1 others (from 1)."""
         ...
 
     def clip(self, index: int, epoch: int) -> Clip:
@@ -49,8 +63,8 @@ class Examples(Protocol[AnyBatch_co]):
         """What is shown of it in this epoch."""
         ...
 
-    def assemble(self, frames: np.ndarray, clips: list[Clip], epoch: int) -> AnyBatch_co:
-        """The micro batch of some clips; it keeps `frames`, uint8 [B, T, H, W, 3], without a copy."""
+    def assemble(self, frames: np.ndarray | Tensor, clips: Sequence[Clip], epochs: Sequence[int]) -> AnyBatch_co:
+        """The micro batch of some clips; it keeps `frames`, uint8 [clips, T, H, W, 3], where they are and uncopied."""
         ...
 
 
@@ -64,24 +78,34 @@ class PretrainExamples:
         masks: How much is hidden.
         grid: Tokens (t, h, w) of a clip.
         seed: Seed of the run.
+        matching: Whether matching is trained, which takes the video of another clip.
     """
-
-    least_clips = 2  # matching takes the video of another clip
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: Manifest | Mixture,
         tokenizer: Tokenizer,
         data: DataConfig,
         masks: MaskConfig,
         grid: tuple[int, int, int],
         seed: int,
+        matching: bool = True,
     ) -> None:
         self._manifest, self._tokenizer, self._data, self._masks, self._grid = manifest, tokenizer, data, masks, grid
         self.seed = seed
+        self.least_clips = 2 if matching else 1
+        self.views = data.views
 
     def __len__(self) -> int:
         return len(self._manifest)
+
+    def order(self, global_batch: int) -> AnyOrder:
+        """That of the manifest or mixture."""
+        return self._manifest.order(global_batch, self.seed)
+
+    def replacement(self, index: int, epoch: int, attempt: int) -> int:
+        """A row of the same corpus."""
+        return self._manifest.replacement(self.seed, epoch, index, attempt)
 
     def clip(self, index: int, epoch: int) -> Clip:
         """Row `index`, whatever the epoch."""
@@ -91,14 +115,30 @@ class PretrainExamples:
         """`random_view`."""
         return random_view(self._data, self.seed, epoch, clip)
 
-    def assemble(self, frames: np.ndarray, clips: list[Clip], epoch: int) -> Batch:
-        """Draws masks, hidden words and the videos that do not belong."""
-        ids = [clip.clip_id for clip in clips]
-        visible, hidden = tube_masks(ids, self._grid, self._masks.tube_ratio, self.seed, epoch)
-        max_words, ratio = self._data.max_words, self._masks.word_ratio
-        captions = hide_words_of_batch(clips, self._tokenizer, max_words, ratio, self.seed, epoch)
-        arrays = (frames, visible, hidden, *captions, negatives(ids, self.seed, epoch))
-        return Batch(*(torch.from_numpy(array) for array in arrays))
+    def assemble(self, frames: np.ndarray | Tensor, clips: Sequence[Clip], epochs: Sequence[int]) -> Batch:
+        """Draws masks and hidden words of each view, and the videos that do not belong."""
+        views = self.views
+        drawn = [(clip.clip_id, epoch) for clip, epoch in zip(clips, epochs, strict=True)]
+        shown = torch.as_tensor(frames)
+        streams = view_streams(self.seed, drawn, "tube", views)
+        visible, hidden = tube_masks(streams, self._grid, self._masks.tube_ratio, shown.device)
+        captions = hide_words_of_batch(
+            view_streams(self.seed, drawn, "words", views),
+            [clip.caption for clip in clips for _ in range(views)],
+            self._tokenizer,
+            self._data.max_words,
+            self._masks.word_ratio,
+        )
+        numbers = repeat(video_numbers(clips), "clips -> (clips k)", k=views)
+        arrays = (*captions, self._wrong_videos(drawn), numbers)
+        return Batch(shown, visible, hidden, *(torch.from_numpy(array) for array in arrays))
+
+    def _wrong_videos(self, drawn: list[tuple[str, int]]) -> np.ndarray:
+        """For each view the same view of another clip, int64 [B]."""
+        if self.least_clips == 1 and len({clip_id for clip_id, _ in drawn}) == 1:
+            return np.arange(len(drawn) * self.views)  # there is none, and matching is not trained
+        first = self.views * negatives(drawn, self.seed)
+        return rearrange(first[:, None] + np.arange(self.views), "clips k -> (clips k)")
 
 
 class RetrievalExamples:
@@ -113,6 +153,7 @@ class RetrievalExamples:
     """
 
     least_clips = 1  # negatives may come from other ranks
+    views = 1
 
     def __init__(
         self, videos: Videos, tokenizer: Tokenizer, data: DataConfig, augment: AugmentConfig, seed: int
@@ -122,6 +163,14 @@ class RetrievalExamples:
 
     def __len__(self) -> int:
         return len(self._videos)
+
+    def order(self, global_batch: int) -> AnyOrder:
+        """Every epoch all videos once."""
+        return Order(len(self), global_batch, self.seed)
+
+    def replacement(self, index: int, epoch: int, attempt: int) -> int:
+        """Any other video."""
+        return replacement_row(self.seed, epoch, index, attempt, len(self))
 
     def clip(self, index: int, epoch: int) -> Clip:
         """Video `index` with a caption drawn uniformly from its own."""
@@ -133,11 +182,37 @@ class RetrievalExamples:
         """`augmented_view`."""
         return augmented_view(self._data, self._augment, self.seed, epoch, clip)
 
-    def assemble(self, frames: np.ndarray, clips: list[Clip], epoch: int) -> RetrievalBatch:
+    def assemble(self, frames: np.ndarray | Tensor, clips: Sequence[Clip], epochs: Sequence[int]) -> RetrievalBatch:
         """Whole captions, and the numbers that tell which videos are the same."""
         words, word_mask = whole_captions([clip.caption for clip in clips], self._tokenizer, self._data.max_words)
-        numbers = np.array([video_number(clip.clip_id) for clip in clips], dtype=np.int64)
-        return RetrievalBatch(*(torch.from_numpy(array) for array in (frames, words, word_mask, numbers)))
+        arrays = (words, word_mask, video_numbers(clips))
+        return RetrievalBatch(torch.as_tensor(frames), *(torch.from_numpy(array) for array in arrays))
+
+
+def clips_of(micro_batch: int, examples: Examples[Any]) -> int:
+    """Clips of a micro batch, each of which fills `views` of its rows.
+
+    Raises:
+        ValueError: They do not fill it, or are too few.
+    """
+    clips, rest = divmod(micro_batch, examples.views)
+    if rest:
+        raise ValueError(
+            f"train_micro_batch_size_per_gpu is {micro_batch}, and it counts the {examples.views} views of each clip "
+            f"(data.views): set it to a multiple of {examples.views} in the DeepSpeed JSON"
+        )
+    if clips < examples.least_clips:
+        each = f" with {examples.views} views each (data.views)" if examples.views > 1 else ""
+        raise ValueError(
+            f"train_micro_batch_size_per_gpu is {micro_batch}; matching needs {examples.least_clips} different clips"
+            f"{each} in a micro batch, set it to {examples.least_clips * examples.views} or more in the DeepSpeed JSON"
+        )
+    return clips
+
+
+def video_numbers(clips: Sequence[Clip]) -> np.ndarray:
+    """`video_number` of each clip, int64 [clips]."""
+    return np.array([video_number(clip.clip_id) for clip in clips], dtype=np.int64)
 
 
 def video_number(clip_id: str) -> int:

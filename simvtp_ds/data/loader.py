@@ -1,7 +1,8 @@
 """Micro batches in a fixed order, decoded ahead by processes that may hang or die without stopping the run.
 
 What a batch holds is a pure function of (examples, seed, step, the rank's place): the number of workers and which
-decoder died change nothing. A clip that cannot be decoded is replaced by another, also as a pure function.
+decoder died change nothing. (DALI's pixels on a GPU differ by up to 2 levels, see data/dali_decoder.py.) A clip that
+cannot be decoded is replaced by another, also as a pure function.
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic
 
-import numpy as np
-
-from simvtp_ds.data.decode import BadClip, DataError, Source
-from simvtp_ds.data.examples import Examples
+from simvtp_ds.data.backend import Decoder, OpenDecoder, decoder_here
+from simvtp_ds.data.decode import BadClip, DataError
+from simvtp_ds.data.examples import Examples, clips_of
 from simvtp_ds.data.manifest import Clip
-from simvtp_ds.data.order import Order, micro_batches, replacement_row
-from simvtp_ds.data.worker import Decoded, DecoderPool, Task, failure
+from simvtp_ds.data.order import Draws, micro_batches
+from simvtp_ds.data.worker import Decoded, Task, failure
 from simvtp_ds.data_config import DataConfig
 from simvtp_ds.types import AnyBatch, pinned
 
@@ -34,16 +34,15 @@ JOIN_TIMEOUT = 60.0  # seconds; the thread ends at once unless the kernel keeps 
 
 @dataclass
 class _Pending:
-    """A micro batch in the making."""
+    """A micro batch in the making, of n clips."""
 
-    epoch: int
     step: int
-    rows: np.ndarray  # int64 [B], examples as the order has them
+    draws: Draws  # n examples as the order has them, and the epoch of each
     slot: int
-    clips: list[Clip]  # [B], replacements included
+    clips: list[Clip]  # [n], replacements included
     missing: int  # clips not decoded yet
-    attempts: list[int]  # [B], replacements made for each place
-    bad: list[list[BadClip]]  # [B], those of each place in the order they were tried
+    attempts: list[int]  # [n], replacements made for each place
+    bad: list[list[BadClip]]  # [n], those of each place in the order they were tried
 
 
 class Loader(Generic[AnyBatch]):
@@ -56,13 +55,14 @@ class Loader(Generic[AnyBatch]):
     Args:
         examples: What the batches are made of.
         data: Settings of the clips.
-        micro_batch: Clips of a micro batch (B).
+        micro_batch: Rows of a micro batch (B): views of clips, where a clip has several.
         accumulation: Micro batches of a step and rank.
         rank: This rank.
         world_size: All ranks.
         start_step: First global step; the epoch follows from `steps_per_epoch`.
         end_step: Global step to stop before.
         on_bad: Told of every clip that was replaced, in the consumer's thread, before the batch that it concerns.
+        decoder: Who decodes; None: as `data.backend` says.
 
     Raises:
         ValueError: Settings that cannot work.
@@ -81,15 +81,13 @@ class Loader(Generic[AnyBatch]):
         start_step: int = 0,
         end_step: int | None = None,
         on_bad: Callable[[BadClip], None] = lambda bad: None,
+        decoder: OpenDecoder | None = None,
     ) -> None:
-        if micro_batch < examples.least_clips:
-            raise ValueError(
-                f"train_micro_batch_size_per_gpu is {micro_batch}; matching needs {examples.least_clips} different "
-                f"clips in a micro batch, set it to {examples.least_clips} or more in the DeepSpeed JSON"
-            )
-        self._examples, self._data, self._micro_batch, self._on_bad = examples, data, micro_batch, on_bad
+        self._examples, self._data, self._on_bad = examples, data, on_bad
+        self._open_decoder = decoder or decoder_here(data)
+        self._clips = clips_of(micro_batch, examples)  # of a micro batch
         self._place = (accumulation, rank, world_size, start_step, end_step)
-        self._order = Order(len(examples), micro_batch * accumulation * world_size, examples.seed)
+        self._order = examples.order(self._clips * accumulation * world_size)
         self.steps_per_epoch = self._order.steps_per_epoch
         self.wait_seconds, self.clips_seen, self.clips_bad = 0.0, 0, 0
         self._thread: threading.Thread | None = None
@@ -122,7 +120,7 @@ class Loader(Generic[AnyBatch]):
                     case BaseException():
                         raise result
                     case batch:
-                        self.clips_seen += self._micro_batch
+                        self.clips_seen += self._clips
                         self._judge(reasons, SHARE_AFTER)
                         self._taken += 1
                         self._wake_writer.send_bytes(b".")
@@ -153,17 +151,17 @@ class Loader(Generic[AnyBatch]):
         """The thread: all that it finds goes into the queue, its own failure too."""
         pending: deque[_Pending] = deque()
         data = self._data
-        shape = (data.prefetch + 1, self._micro_batch, data.num_frames, data.image_size, data.image_size, 3)
+        shape = (data.prefetch + 1, self._clips, data.num_frames, data.image_size, data.image_size, 3)
         try:
-            with DecoderPool(data.workers, shape, data.decode_timeout) as pool:
-                self._produce(pool, pending)
+            with self._open_decoder(data, shape) as decoder:
+                self._produce(decoder, pending)
             self._results.put(RuntimeError("the loader was closed while it was read") if self._stop.is_set() else None)
         except BaseException as error:
             for batch in pending:
                 self._report(batch)
             self._results.put(error)
 
-    def _produce(self, pool: DecoderPool, pending: deque[_Pending]) -> None:
+    def _produce(self, decoder: Decoder, pending: deque[_Pending]) -> None:
         """Keeps `prefetch` + 1 micro batches in the making or ready, and puts them out in order."""
         slots = list(range(self._data.prefetch + 1))
         plan = self._plan()
@@ -172,20 +170,19 @@ class Loader(Generic[AnyBatch]):
             while len(pending) + made - self._taken <= self._data.prefetch and (batch := next(plan, None)):
                 batch.slot = slots.pop()
                 pending.append(batch)
-                pool.submit([self._task(batch, position) for position in range(self._micro_batch)])
+                decoder.submit([self._task(batch, position) for position in range(self._clips)])
             if not pending and made == self._taken:
                 return
-            for outcome in pool.poll(self._wake_reader):
-                self._settle(pool, next(batch for batch in pending if batch.slot == outcome.task.slot), outcome)
+            for outcome in decoder.poll(self._wake_reader):
+                self._settle(decoder, next(batch for batch in pending if batch.slot == outcome.task.slot), outcome)
             while self._wake_reader.poll():
                 self._wake_reader.recv_bytes()
             while pending and pending[0].missing == 0:
                 if self._lacks_clips(pending[0]):
-                    pool.submit_first(self._replace(pending[0], self._micro_batch - 1))
+                    decoder.submit_first(self._replace(pending[0], self._clips - 1))
                     break
-                # The pool's frames are overwritten later: the batch gets memory of its own.
-                frames, clips = pool.frames[pending[0].slot].copy(), pending[0].clips
-                batch = pinned(self._examples.assemble(frames, clips, pending[0].epoch))
+                frames, clips = decoder.take(pending[0].slot), pending[0].clips
+                batch = pinned(self._examples.assemble(frames, clips, pending[0].draws.epochs.tolist()))
                 self._report(pending[0])
                 slots.append(pending.popleft().slot)
                 made += 1
@@ -196,38 +193,47 @@ class Loader(Generic[AnyBatch]):
             self._results.put(bad)
 
     def _plan(self) -> Iterator[_Pending]:
-        for epoch, step, rows in micro_batches(self._order, *self._place):
-            clips = [self._examples.clip(int(row), epoch) for row in rows]
-            yield _Pending(epoch, step, rows, -1, clips, len(rows), [0] * len(rows), [[] for _ in rows])
+        count = self._clips
+        for step, draws in micro_batches(self._order, *self._place):
+            clips = [self._examples.clip(int(row), int(epoch)) for row, epoch in zip(*draws, strict=True)]
+            yield _Pending(step, draws, -1, clips, count, [0] * count, [[] for _ in clips])
 
     def _task(self, batch: _Pending, position: int) -> Task:
         clip = batch.clips[position]
-        source = Source(clip.uri, clip.offset, clip.length)
-        return Task(batch.slot, position, source, self._examples.view(clip, batch.epoch))
+        return Task(
+            batch.slot,
+            position,
+            clip.source,
+            self._examples.view(clip, int(batch.draws.epochs[position])),
+            clip.codec,
+            (clip.height, clip.width),
+        )
 
     def _lacks_clips(self, batch: _Pending) -> bool:
         """Whether too many places hold the same clip, under other captions or as a replacement, and may be replaced."""
         different = len({clip.clip_id for clip in batch.clips})
         return different < self._examples.least_clips and batch.attempts[-1] < MAX_ATTEMPTS
 
-    def _settle(self, pool: DecoderPool, batch: _Pending, outcome: Decoded) -> None:
+    def _settle(self, decoder: Decoder, batch: _Pending, outcome: Decoded) -> None:
         """Notes a decoded clip, or puts another in the place of a bad one."""
         batch.missing -= 1
         if (reason := failure(outcome)) is None:
             return
         position = outcome.task.position
         clip = batch.clips[position]
-        batch.bad[position].append(BadClip(clip.uri, clip.clip_id, reason, batch.epoch, batch.step))
+        batch.bad[position].append(
+            BadClip(clip.uri, clip.clip_id, reason, int(batch.draws.epochs[position]), batch.step)
+        )
         if batch.attempts[position] >= MAX_ATTEMPTS:
             reasons = "\n  ".join(bad.reason for bad in batch.bad[position][-5:])
             raise DataError(f"{MAX_ATTEMPTS} replacements in a row cannot be decoded; the last reasons:\n  {reasons}")
-        pool.submit_first(self._replace(batch, position))
+        decoder.submit_first(self._replace(batch, position))
 
     def _replace(self, batch: _Pending, position: int) -> Task:
         """The next clip for a place."""
         batch.attempts[position] += 1
-        row, attempt = int(batch.rows[position]), batch.attempts[position]
-        replacement = replacement_row(self._examples.seed, batch.epoch, row, attempt, len(self._examples))
-        batch.clips[position] = self._examples.clip(replacement, batch.epoch)
+        index, epoch = (int(part[position]) for part in batch.draws)
+        replacement = self._examples.replacement(index, epoch, batch.attempts[position])
+        batch.clips[position] = self._examples.clip(replacement, epoch)
         batch.missing += 1
         return self._task(batch, position)

@@ -140,18 +140,30 @@ class Pool(Generic[T, R]):
         """Puts a task before all others."""
         self._waiting.appendleft(task)
 
-    def poll(self, wake: Connection | None = None) -> list[Outcome[T, R]]:
-        """Waits until a task ends, a process changes, or `wake` has something to read; what ended since the last call.
+    def limit(self, task: T) -> float:
+        """Seconds that the task may take."""
+        return self._timeout
+
+    @property
+    def idle(self) -> int:
+        """Tasks that could be submitted and would not wait."""
+        return sum(worker.ready and worker.task is None for worker in self._workers) - len(self._waiting)
+
+    def poll(self, *wakes: Connection, patience: float = LONGEST_WAIT) -> list[Outcome[T, R]]:
+        """What ended since the last call.
+
+        Waits for a task to end, a process to change, one of `wakes` to have something to read, at most `patience` s.
 
         Raises:
             RuntimeError: Processes do not start.
         """
         for worker in self._workers:
             if worker.ready and worker.task is None and self._waiting:
-                worker.take(self._waiting.popleft(), self._timeout)
-        patience = min(worker.deadline for worker in self._workers) - time.monotonic()
-        sources = [worker.connection for worker in self._workers] + ([wake] if wake else [])
-        readable = set(wait(sources, min(max(0.0, patience), LONGEST_WAIT)))
+                task = self._waiting.popleft()
+                worker.take(task, self.limit(task))
+        deadline = min(worker.deadline for worker in self._workers) - time.monotonic()
+        sources = [*(worker.connection for worker in self._workers), *wakes]
+        readable = set(wait(sources, min(max(0.0, deadline), patience)))
         outcomes = [self._check(number, worker.connection in readable) for number, worker in enumerate(self._workers)]
         return [outcome for outcome in outcomes if outcome]
 
@@ -183,7 +195,7 @@ class Pool(Generic[T, R]):
             return None if task is None else Outcome(task, result)
         if time.monotonic() > worker.deadline:
             self._replace(number)
-            return None if task is None else Outcome(task, Hung(self._timeout))
+            return None if task is None else Outcome(task, Hung(self.limit(task)))
         return None
 
     def _replace(self, number: int, grace: float = 0.0) -> int | None:

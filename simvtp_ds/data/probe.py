@@ -159,15 +159,13 @@ def probe_files(
     with Pool("probe", min(workers, len(todo)), partial(_start, probe), timeout, needs="av") as pool:
         pool.submit(todo)
         for path, result in pool.drain():
-            yield path, _judge(result)
+            yield path, result if isinstance(result, Probe) else no_result(result)
 
 
-def _judge(result: Probe | Hung | Crashed) -> Probe:
-    match result:
-        case Hung(seconds):
-            return Probe(f"hung: not done after {seconds:g} s")
-        case Crashed(code):
-            ending = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-            return Probe(f"decoder crashed: its process ended by {ending}")
-        case probe:
-            return probe
+def no_result(outcome: Hung | Crashed) -> Probe:
+    """The reason for a file at which its process was killed or died."""
+    if isinstance(outcome, Hung):
+        return Probe(f"hung: not done after {outcome.seconds:g} s")
+    code = outcome.exit_code
+    ending = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+    return Probe(f"decoder crashed: its process ended by {ending}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import pyarrow as pa
 
 from simvtp_ds.data.manifest import Clip, Manifest
 
@@ -53,7 +54,9 @@ class Videos:
                 f"{held_out} of the {len(self)} videos of {self.manifest.folder} cannot be held out: lower "
                 "validation.videos"
             )
-        names = [f"{seed} {self.clip(video).clip_id}".encode() for video in range(len(self))]
+        first_rows = self._rows[self._groups[:, 0]]
+        ids = self.manifest.column("clip_id").take(pa.array(first_rows)).to_pylist()
+        names = [f"{seed} {clip_id}".encode() for clip_id in ids]
         order = np.argsort([int.from_bytes(hashlib.blake2b(name, digest_size=7).digest()) for name in names])
         return self._subset(np.sort(order[held_out:])), self._subset(np.sort(order[:held_out]))
 

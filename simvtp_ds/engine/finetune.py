@@ -92,7 +92,7 @@ def finetuning_job(config: FinetuneConfig, settings: DeepSpeedSettings, world_si
             "contrast needs 2 clips or more, and matching (objectives.vtm) 2 in a micro batch; raise it in "
             f"{settings.path}"
         )
-    manifest = open_manifest(data.manifest)
+    manifest = open_manifest(data.manifest, data.storage.root)
     tokenizer = choose_tokenizer(config, start)
     training, validation = Videos(manifest).split(config.validation.videos, config.run.seed)
     epoch = steps_per_epoch(len(training), f"training videos in {data.manifest}", settings, world_size)

@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 
 from simvtp_ds.config import PretrainConfig
-from simvtp_ds.data.examples import PretrainExamples
+from simvtp_ds.data.examples import PretrainExamples, clips_of
+from simvtp_ds.data.mixture import Mixture
 from simvtp_ds.data.text import Tokenizer
+from simvtp_ds.data_config import DataConfig
 from simvtp_ds.ds_settings import DeepSpeedSettings
 from simvtp_ds.engine.run import Job, open_manifest, steps_per_epoch
 from simvtp_ds.engine.schedule import build_schedule
@@ -23,12 +25,20 @@ def pretraining_job(config: PretrainConfig, settings: DeepSpeedSettings, world_s
     """Open manifest and tokenizer, plan the steps.
 
     Raises:
-        ValueError: one of them is missing or damaged, there are fewer clips than one step takes, or no step to make.
+        ValueError: one of them is missing or damaged, views do not fill the micro batch, there are fewer clips than one
+            step takes, or no step to make.
     """
     data, model = config.data, config.model
-    manifest = open_manifest(data.manifest)
-    tokenizer = Tokenizer.load(data.tokenizer or data.manifest)
+    root = data.storage.root
+    manifest = Mixture.open(data.mixture, root) if data.mixture else open_manifest(data.manifest, root)
+    tokenizer = choose_tokenizer(data)
     grid = token_grid(data.num_frames, data.image_size, model.tubelet_size, model.patch_size)
+    examples = PretrainExamples(
+        manifest, tokenizer, data, config.masks, grid, config.run.seed, matching=config.objectives.vtm > 0
+    )
+    clips_of(settings.micro_batch, examples)  # refuses a micro batch that views do not fill
+    corpora = ", ".join(data.mixture) or data.manifest
+    epoch = steps_per_epoch(len(manifest), f"captions in {corpora}", settings, world_size, data.views)
 
     def build() -> tuple[nn.Module, list[dict[str, Any]]]:
         task = PretrainTask(SimVTP(model, data.num_frames, data.image_size, tokenizer.vocab_size), config.objectives)
@@ -38,11 +48,30 @@ def pretraining_job(config: PretrainConfig, settings: DeepSpeedSettings, world_s
         config=config,
         settings=settings,
         manifest=manifest,
-        examples=PretrainExamples(manifest, tokenizer, data, config.masks, grid, config.run.seed),
+        examples=examples,
         tokenizer=tokenizer,
-        schedule=build_schedule(
-            config.schedule, steps_per_epoch(len(manifest), f"captions in {data.manifest}", settings, world_size)
-        ),
-        identity=[asdict(model), data.num_frames, data.image_size, tokenizer.vocab_size],
+        schedule=build_schedule(config.schedule, epoch),
+        # Views decide which rows a step takes; runs without are those of releases that had none.
+        identity=[asdict(model), data.num_frames, data.image_size, tokenizer.vocab_size]
+        + ([data.views] if data.views > 1 else []),
         build=build,
     )
+
+
+def choose_tokenizer(data: DataConfig) -> Tokenizer:
+    """The tokenizer that the configuration names, else the one beside the manifest or manifests.
+
+    Raises:
+        ValueError: It is missing or damaged, or the manifests have different ones.
+    """
+    if data.tokenizer:
+        return Tokenizer.load(data.tokenizer)
+    first, *others = data.mixture or [data.manifest]
+    tokenizer = Tokenizer.load(first)
+    for folder in others:
+        if not tokenizer.same_words(Tokenizer.load(folder)):
+            raise ValueError(
+                f"data.mixture: the tokenizers of {first} and {folder} have different words; name the one to use in "
+                "data.tokenizer (launch/prepare.py --tokenizer gives several corpora the same)"
+            )
+    return tokenizer

@@ -16,9 +16,11 @@ import torch
 
 from simvtp_ds.config import PretrainConfig
 from simvtp_ds.config_files import save_config
+from simvtp_ds.data.backend import choose_backend
 from simvtp_ds.data.examples import Examples
 from simvtp_ds.data.loader import Loader
 from simvtp_ds.data.manifest import Manifest
+from simvtp_ds.data.mixture import Mixture
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.ds_settings import DeepSpeedSettings
 from simvtp_ds.engine import checkpoint
@@ -51,7 +53,7 @@ class Job:
 
     config: PretrainConfig | FinetuneConfig
     settings: DeepSpeedSettings
-    manifest: Manifest
+    manifest: Manifest | Mixture
     examples: Examples[Any]
     tokenizer: Tokenizer
     schedule: Schedule
@@ -60,24 +62,28 @@ class Job:
     trainer: Callable[..., Trainer] = Trainer
     ema_decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        choose_backend(self.config.data)  # ValueError where it is not there
 
-def open_manifest(folder: str) -> Manifest:
-    """The training manifest; ValueError where it is not named, missing or damaged."""
+
+def open_manifest(folder: str, root: str) -> Manifest:
+    """The training manifest, see `Manifest.open`; ValueError where it is not named, missing or damaged."""
     if not folder:
         raise ValueError("--data.manifest is not set: name the folder that launch/prepare.py wrote")
-    return Manifest.open(folder)
+    return Manifest.open(folder, root)
 
 
-def steps_per_epoch(count: int, things: str, settings: DeepSpeedSettings, world_size: int) -> int:
-    """Steps that `count` clips fill; ValueError where they do not fill one."""
-    batch = settings.global_batch(world_size)
-    if count < batch:
+def steps_per_epoch(count: int, things: str, settings: DeepSpeedSettings, world_size: int, views: int = 1) -> int:
+    """Steps that `count` clips of `views` views each fill; ValueError where they do not fill one."""
+    clips = settings.global_batch(world_size) // views
+    if count < clips:
+        shared = f" / data.views {views}" if views > 1 else ""
         raise ValueError(
-            f"there are {count} {things}, one step takes {batch} "
+            f"there are {count} {things}, one step takes {clips} "
             f"(train_micro_batch_size_per_gpu {settings.micro_batch} x gradient_accumulation_steps "
-            f"{settings.accumulation} x {world_size} ranks): lower one of them in {settings.path}"
+            f"{settings.accumulation} x {world_size} ranks{shared}): lower one of them in {settings.path}"
         )
-    return count // batch
+    return count // clips
 
 
 def lock_run(run: Path) -> IO[str]:
@@ -227,7 +233,7 @@ def train(job: Job, rank: Rank, resume: str) -> str:
         f"{type(task).__name__} {parameters / 1e6:.2f} M parameters, {len(job.examples)} clips, {rank.world_size} "
         f"ranks x {settings.micro_batch} clips x {settings.accumulation} = {position.global_batch} a step, "
         f"{settings.dtype}, ZeRO-{settings.zero_stage}, {type(inner_optimizer(engine)).__name__}, steps "
-        f"{position.step} to {job.schedule.total_steps} ({len(job.examples) // position.global_batch} an epoch)"
+        f"{position.step} to {job.schedule.total_steps} ({loader.steps_per_epoch} an epoch)"
         + (f", resumed from {folder}" if folder else "")
     )
     try:

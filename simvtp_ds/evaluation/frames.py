@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simvtp_ds.data.decode import Source
 from simvtp_ds.data.manifest import Clip
 from simvtp_ds.data.sampling import View
 from simvtp_ds.data.worker import DecoderPool, Task, failure
@@ -41,11 +40,11 @@ def decode_shots(
     they end with the thread that calls this.
     """
     shape = (1, BATCH, data.num_frames, data.image_size, data.image_size, 3)
-    with DecoderPool(data.workers, shape, data.decode_timeout) as pool:
+    with DecoderPool(data.workers, shape, data.decode_timeout, data.storage) as pool:
         for shots in batches:
             wanted = [place for place, shot in enumerate(shots) if shot.video not in missing]
             pool.submit(
-                Task(0, place, Source(shot.clip.uri, shot.clip.offset, shot.clip.length), shot.view)
+                Task(0, place, shot.clip.source, shot.view)
                 for place, shot in ((place, shots[place]) for place in wanted)
             )
             failed = set(range(len(shots))) - set(wanted)

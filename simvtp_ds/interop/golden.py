@@ -154,6 +154,7 @@ def batch_of(inputs: Mapping[str, Tensor]) -> Batch:
         hidden_words=hidden_words,
         hidden_word_ids=labels[hidden_words],
         negative=inputs["negative_video_index"],
+        video_ids=torch.arange(len(order)),
     )
 
 

@@ -1,13 +1,14 @@
 """Pre-training as one module, because DeepSpeed wants one forward: L = L_mvm + L_mlm + L_vtc + L_vtm.
 
-Dimensions: B clips, Nh hidden tokens of a clip, L words, K hidden words, D width, V vocabulary, P values of a patch.
+Dimensions: B views (k of each of B / k clips), Nh hidden tokens of a clip, L words, K hidden words, D width,
+V vocabulary, P values of a patch.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from simvtp_ds.config import ObjectiveConfig
@@ -36,7 +37,7 @@ class PretrainOutputs(NamedTuple):
 class PretrainTask(nn.Module):
     """The four objectives over one model.
 
-    Every clip and caption is embedded once, and the joint pass serves reconstruction, words and the matching positive
+    Every view and caption is embedded once, and the joint pass serves reconstruction, words and the matching positive
     (the released code embeds everything for each pass and runs the positive again). So the text's dropout, too, is
     drawn once a step and shared by its passes; without dropout the losses are the same.
 
@@ -59,7 +60,8 @@ class PretrainTask(nn.Module):
 
         mvm = pixel_loss(out.rebuilt, out.target)
         mlm = word_loss(self.model.word_logits(hidden_words), batch.hidden_word_ids)
-        vtc = self.contrast(out.video_feature, out.text_feature, self.objectives.contrastive.temperature)
+        temperature = self.objectives.contrastive.temperature
+        vtc = self.contrast(out.video_feature, out.text_feature, temperature, batch.video_ids)
         vtm = match_loss(out.match_logits, out.negative_logits)
 
         weight = self.objectives
@@ -69,12 +71,16 @@ class PretrainTask(nn.Module):
     def outputs(self, batch: Batch) -> PretrainOutputs:
         """The four encoder passes (joint, video, text, joint with a wrong video), the decoder and the matching head."""
         model, words_seen = self.model, batch.word_mask
-        if self.objectives.vtm and batch.frames.shape[0] < 2:
+        clips = batch.frames.shape[0]
+        if self.objectives.vtm and clips < 2:
             raise ValueError(
                 "video-text matching needs another video in the micro batch, and this one holds 1 clip: set "
-                "train_micro_batch_size_per_gpu to 2 or more in the DeepSpeed JSON, or objectives.vtm to 0"
+                "train_micro_batch_size_per_gpu to 2 or more (2 x data.views) in the DeepSpeed JSON, or objectives.vtm "
+                "to 0"
             )
-        video = model.embed_patches(batch.frames, batch.visible)
+        # The bytes of a clip come to the device once; with one view a clip nothing is copied.
+        frames = repeat(batch.frames, "clips t h w c -> (clips k) t h w c", k=batch.words.shape[0] // clips)
+        video = model.embed_patches(frames, batch.visible)
         text = model.embed_words(batch.words)
 
         joint_video, joint_text = model.encode_joint_tokens(video, text, words_seen)
@@ -83,7 +89,7 @@ class PretrainTask(nn.Module):
         wrong_video, wrong_text = model.encode_joint_tokens(video[batch.negative], text, words_seen)
 
         config = model.config
-        hidden = gather_patches(batch.frames, batch.hidden, config.tubelet_size, config.patch_size)
+        hidden = gather_patches(frames, batch.hidden, config.tubelet_size, config.patch_size)
         return PretrainOutputs(
             rebuilt=model.decode_pixels(joint_video, batch.visible, batch.hidden),
             target=pixel_target(hidden),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from simvtp_ds.data.manifest import Manifest, write_manifest
 from simvtp_ds.engine.checkpoint import newest_valid, steps_of
 from tests.integration.conftest import (
     ROOT,
@@ -281,3 +282,27 @@ def test_help_explains_every_field() -> None:
     for name in TINY:
         assert f"--{name}" in text
     assert "(type: " in text
+
+
+def test_views_of_a_mixture_resume_exactly_in_the_middle(corpus: Path, launcher: Launcher) -> None:
+    parts, rows = launcher.folder / "parts", Manifest.open(corpus)
+    for name, of_part in (("few", range(5)), ("many", range(5, len(rows)))):
+        (parts / name).mkdir(parents=True)
+        write_manifest(parts / name, (rows[row] for row in of_part))
+        shutil.copy(corpus / "tokenizer.json", parts / name)
+    fields: dict[str, Any] = {
+        "data__manifest": None,
+        "data__mixture": json.dumps({str(parts / "few"): 1, str(parts / "many"): 2}),
+        "data__views": 2,
+    }
+    config = deepspeed_json(micro=4)
+    whole = launcher.torchrun("mixed", config, **fields)
+    assert "64 clips, 2 ranks x 4 clips x 1 = 8 a step" in (output := whole.succeed()) and "(16 an epoch)" in output
+    assert sorted(losses(whole.run)) == [1, 2, 3, 4, 5, 6]
+    resumed = launcher.folder / "mixed_resumed"
+    shutil.copytree(whole.run, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step_00000006")
+    assert "resumed from" in launcher.torchrun("mixed_resumed", config, **fields).succeed()
+    assert losses(resumed) == losses(whole.run)
+    ours, theirs = (load_file(run / "checkpoints/step_00000006/weights.safetensors") for run in (resumed, whole.run))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simvtp_ds.data.captions import Caption, collate, hide_words, hide_words_of_batch, negatives, whole_captions
-from simvtp_ds.data.manifest import Clip
+from simvtp_ds.data.order import view_streams
 from simvtp_ds.data.text import Tokenizer, train_wordpiece
 
 TEXTS = ["a man is cooking", "two dogs run over a green field", "a dog", "the man plays the guitar on a stage"]
@@ -63,8 +65,8 @@ def test_collation_marks_words_and_points_at_the_hidden_ones_of_the_flat_batch()
 
 
 def test_a_batch_without_hidden_words_is_allowed(tokenizer: Tokenizer) -> None:
-    clips = [Clip(str(i), "/x", 0, 1, text, 1, 1.0, 1, 1, "h264") for i, text in enumerate(TEXTS)]
-    batch = hide_words_of_batch(clips, tokenizer, 64, 0.0, 0, 0)
+    streams = view_streams(0, [(text, 0) for text in TEXTS], "words")
+    batch = hide_words_of_batch(streams, TEXTS, tokenizer, 64, 0.0)
     assert batch.hidden_words.shape == batch.hidden_word_ids.shape == (0,)
     assert batch.hidden_words.dtype == np.int64
     assert tokenizer.mask_id not in batch.words
@@ -79,11 +81,15 @@ def test_whole_captions_are_the_tokens_of_each_caption_and_padding(tokenizer: To
     assert tokenizer.mask_id not in words
 
 
+def shown(ids: Iterable[str], epoch: int = 0) -> list[tuple[str, int]]:
+    return [(clip_id, epoch) for clip_id in ids]
+
+
 def test_even_batches_swap_neighbours_and_odd_ones_end_in_a_circle_of_three() -> None:
-    assert negatives(list("abcd"), 0, 0).tolist() == [1, 0, 3, 2]
-    assert negatives(list("abcde"), 0, 0).tolist() == [1, 0, 3, 4, 2]
-    assert negatives(list("abc"), 0, 0).tolist() == [1, 2, 0]
-    assert negatives(list("ab"), 0, 0).tolist() == [1, 0]
+    assert negatives(shown("abcd"), 0).tolist() == [1, 0, 3, 2]
+    assert negatives(shown("abcde"), 0).tolist() == [1, 0, 3, 4, 2]
+    assert negatives(shown("abc"), 0).tolist() == [1, 2, 0]
+    assert negatives(shown("ab"), 0).tolist() == [1, 0]
 
 
 @settings(max_examples=200, deadline=None)
@@ -91,14 +97,14 @@ def test_even_batches_swap_neighbours_and_odd_ones_end_in_a_circle_of_three() ->
 def test_a_negative_is_never_the_captions_own_clip(ids: list[str], epoch: int) -> None:
     if len(set(ids)) == 1:
         with pytest.raises(ValueError, match="two different clips"):
-            negatives(ids, 0, epoch)
+            negatives(shown(ids, epoch), 0)
         return
-    chosen = negatives(ids, 0, epoch)
+    chosen = negatives(shown(ids, epoch), 0)
     assert chosen.dtype == np.int64 and len(chosen) == len(ids)
     assert all(ids[other] != own for own, other in zip(ids, chosen, strict=True))
-    np.testing.assert_array_equal(chosen, negatives(ids, 0, epoch))
+    np.testing.assert_array_equal(chosen, negatives(shown(ids, epoch), 0))
 
 
 def test_a_batch_of_one_is_refused_naming_the_key_to_edit() -> None:
     with pytest.raises(ValueError, match="train_micro_batch_size_per_gpu"):
-        negatives(["a"], 0, 0)
+        negatives(shown("a"), 0)

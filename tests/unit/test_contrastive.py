@@ -59,7 +59,10 @@ def rank_batch(batch: Batch, rank: int) -> Batch:
     clips = slice(2 * rank, 2 * rank + 2)
     mine = (batch.hidden_words // length // 2) == rank
     return batch._replace(
-        **{name: getattr(batch, name)[clips] for name in ("frames", "visible", "hidden", "words", "word_mask")},
+        **{
+            name: getattr(batch, name)[clips]
+            for name in ("frames", "visible", "hidden", "words", "word_mask", "video_ids")
+        },
         hidden_words=batch.hidden_words[mine] - 2 * rank * length,
         hidden_word_ids=batch.hidden_word_ids[mine],
         negative=torch.tensor([1, 0]),
@@ -67,8 +70,8 @@ def rank_batch(batch: Batch, rank: int) -> Batch:
 
 
 def joined_batch(words_on: str) -> Batch:
-    """A batch of 4 whose hidden words lie on both ranks (unevenly) or on the first alone."""
-    batch = tiny_batch(4)._replace(negative=torch.tensor([1, 0, 3, 2]))
+    """A batch of 4, one video on both ranks, whose hidden words lie on both (unevenly) or on the first alone."""
+    batch = tiny_batch(4)._replace(negative=torch.tensor([1, 0, 3, 2]), video_ids=torch.tensor([0, 1, 2, 0]))
     if words_on == "both":
         return batch
     first = batch.hidden_words < 2 * batch.words.shape[1]

@@ -9,24 +9,31 @@ from itertools import islice
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
+from av.filter import Graph
 from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from simvtp_ds.data.decode import ByteRange, DecodeError, Source, decode_into
+from simvtp_ds.data.decode import DecodeError, decode_into
+from simvtp_ds.data.picking import REORDERED, read_packets
 from simvtp_ds.data.sampling import Box, View
+from simvtp_ds.data.storage import ByteRange, Source
 
 FRAMES = 40
 
 
-def render(path: Path, frames: int = FRAMES, width: int = 64, height: int = 48, codec: str = "libx264") -> Path:
+def render(
+    path: Path, frames: int = FRAMES, width: int = 64, height: int = 48, codec: str = "libx264", x264: str = ""
+) -> Path:
     """A clip of moving bars and noise; B-frames and a key frame every 12 in H.264."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 60, (height, width, 3))
     options = {"bf": "3", "g": "12", "sc_threshold": "0", "preset": "veryfast"} if codec == "libx264" else {}
+    options |= {"x264-params": x264} if x264 else {}
     with av.open(str(path), mode="w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
         assert isinstance(stream, VideoStream)
@@ -41,13 +48,19 @@ def render(path: Path, frames: int = FRAMES, width: int = 64, height: int = 48, 
 
 
 def all_frames(path: Path, limit: int = 10**6) -> np.ndarray:
-    """Every frame as RGB, uint8 [N, H, W, 3]: plain decoding, no seeking, no skipping, BT.601."""
+    """Every frame as RGB, uint8 [N, H, W, 3]: plain decoding, no seeking, no skipping, no crop, BT.601."""
     flags = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
     pictures = []
     with av.open(str(path)) as container:
         for frame in islice(container.decode(video=0), limit):
+            graph = Graph()
+            unmarked = "colorspace=unknown:range=unspecified:chroma_location=unspecified:field_mode=prog"
+            size = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/25"
+            nodes = [graph.add("buffer", size), graph.add("setparams", unmarked), graph.add("buffersink")]
+            graph.link_nodes(*nodes).configure()
             frame.colorspace, frame.color_range = 2, 0
-            rgb = VideoReformatter().reformat(frame, format="rgb24", interpolation=flags, threads=1)
+            graph.vpush(frame)
+            rgb = VideoReformatter().reformat(graph.vpull(), format="rgb24", interpolation=flags, threads=1)
             pictures.append(rgb.to_ndarray())
     return np.stack(pictures)
 
@@ -149,6 +162,113 @@ def test_colour_tags_of_the_file_do_not_change_the_pixels(tmp_path: Path) -> Non
     with av.open(str(tagged)) as container:
         assert next(container.decode(video=0)).colorspace == 1
     np.testing.assert_array_equal(decode(whole(tagged), [5, 25], FULL), decode(whole(plain), [5, 25], FULL))
+
+
+def encode_noise(path: Path, pix_fmt: str, width: int, height: int, codec: str, options: dict[str, str]) -> Path:
+    """Frames whose planes are noise over the whole range of a byte or word, with patches of its ends."""
+    rng = np.random.default_rng(7)
+    with av.open(str(path), mode="w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        for number in range(12):
+            frame = av.VideoFrame(width, height, pix_fmt)
+            for plane in frame.planes:
+                values = rng.choice([0, 128, 255, *rng.integers(0, 256, 9)], plane.buffer_size).astype(np.uint8)
+                if pix_fmt.endswith("10le"):
+                    values[1::2] &= 3
+                plane.update(values.tobytes())
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "width", "height"),
+    [
+        ("yuv420p", 66, 50),
+        ("yuvj420p", 64, 64),
+        ("yuv420p", 65, 50),
+        ("yuv420p", 64, 49),
+        ("yuv422p", 66, 49),
+        ("yuv444p", 65, 51),
+        ("yuv420p10le", 66, 50),
+    ],
+)
+def test_any_crop_of_any_format_is_that_part_of_the_whole_picture(
+    tmp_path: Path, pix_fmt: str, width: int, height: int
+) -> None:
+    codec, options = ("mjpeg", {"qmin": "1"}) if pix_fmt == "yuvj420p" else ("ffv1", {})
+    path = encode_noise(tmp_path / "noise.mkv", pix_fmt, width, height, codec, options)
+    pictures = all_frames(path)[[3, 8]]
+    assert pictures.min() == 0 and pictures.max() == 255
+    rng = np.random.default_rng(1)
+    corners = [Box(0, 0, 2, 2), Box(0, 3, 1, 7), Box(height - 2, width - 3, 2, 3)]
+    for number in range(40):
+        h, w = (int(rng.integers(1, side + 1)) for side in (height, width))
+        top, left = (int(rng.integers(rest + 1)) for rest in (height - h, width - w))
+        box = corners[number] if number < len(corners) else Box(top, left, h, w)
+        size = int(rng.integers(8, 90))
+        got = decode(whole(path), [3, 8], box, size, flip=number % 2 == 1)
+        for picture, result in zip(pictures, got, strict=True):
+            crop = picture[box.top : box.top + box.height, box.left : box.left + box.width]
+            wanted = cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
+            np.testing.assert_array_equal(result, wanted[:, ::-1] if number % 2 else wanted, err_msg=f"{box} {size}")
+
+
+def test_marks_of_where_the_chroma_lies_do_not_change_the_pixels(tmp_path: Path) -> None:
+    clips = []
+    for place in ("0", "2"):
+        options = {"qp": "0", "x264-params": f"chromaloc={place}"}
+        clips.append(encode_noise(tmp_path / f"{place}.mp4", "yuv420p", 64, 48, "libx264", options))
+    honoured = []
+    for path in clips:
+        with av.open(str(path)) as container:
+            honoured.append(next(container.decode(video=0)).to_ndarray(format="rgb24", interpolation=0x42002))
+    assert (honoured[0] != honoured[1]).any()
+    left, above = (decode(whole(path), [0, 7], FULL) for path in clips)
+    np.testing.assert_array_equal(left, above)
+
+
+@pytest.mark.parametrize("x264", ["tff=1:bframes=3:b-pyramid=normal:keyint=30", "open-gop=1:bframes=3:keyint=8"])
+def test_interlaced_frames_and_open_groups_are_those_of_decoding_everything(tmp_path: Path, x264: str) -> None:
+    for suffix in (".mp4", ".ts"):
+        path = render(tmp_path / f"clip{suffix}", codec="libx264", x264=x264)
+        expected = all_frames(path)
+        for start in range(0, FRAMES - 9, 4):
+            indices = [start, start + 4, start + 8]
+            np.testing.assert_array_equal(decode(whole(path), indices, FULL), expected[indices])
+
+
+def test_a_file_whose_edit_list_starts_inside_a_group_gives_the_frames_that_players_show(tmp_path: Path) -> None:
+    clip, cut = render(tmp_path / "clip.mp4"), tmp_path / "cut.mp4"
+    options = {"avoid_negative_ts": "disabled"}
+    with av.open(str(clip)) as source, av.open(str(cut), mode="w", options=options) as target:
+        read = source.streams.video[0]
+        write = target.add_stream_from_template(read)
+        for packet in source.demux(read):
+            if packet.dts is not None and packet.pts is not None and packet.duration is not None:
+                packet.pts -= 5 * packet.duration
+                packet.dts -= 5 * packet.duration
+                packet.stream = write
+                target.mux(packet)
+    with av.open(str(cut)) as container:
+        assert any(packet.is_discard for packet in container.demux(video=0))
+    expected = all_frames(cut)
+    assert len(expected) == FRAMES - 5
+    for start in (0, 3, 20):
+        indices = [start, start + 2, start + 7]
+        np.testing.assert_array_equal(decode(whole(cut), indices, FULL), expected[indices])
+
+
+def test_of_a_long_file_only_packets_near_the_wanted_frames_are_kept(tmp_path: Path) -> None:
+    path = render(tmp_path / "long.mp4", frames=400)
+    wanted = list(range(200, 230, 2))
+    with av.open(str(path)) as container:
+        packets, times = read_packets(container, container.streams.video[0], wanted[0], wanted[-1])
+    assert len(times) == 400 and len(packets) < 30 + 2 * 12 + REORDERED + 2
+    np.testing.assert_array_equal(decode(whole(path), wanted, FULL), all_frames(path)[wanted])
 
 
 def test_a_frame_past_the_end_is_an_error_that_names_file_and_count(clip: Path) -> None:

@@ -132,6 +132,7 @@ def test_base_model_takes_a_batch_of_the_paper(dtype: torch.dtype) -> None:
             hidden_words=torch.empty(500, dtype=torch.long),
             hidden_word_ids=torch.empty(500, dtype=torch.long),
             negative=torch.empty(16, dtype=torch.long),
+            video_ids=torch.empty(16, dtype=torch.long),
         )
         losses = functional_call(task, fake_state(task, dtype), (batch,))
     assert {(loss.device.type, loss.dtype) for loss in losses} == {("cuda", torch.float32)}

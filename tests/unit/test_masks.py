@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from simvtp_ds.data.masks import tube_mask, tube_masks
+from simvtp_ds.data.masks import tube_masks
+from simvtp_ds.data.order import view_streams
+
+CPU = torch.device("cpu")
+
+
+def one_mask(seed: int, grid: tuple[int, int, int], ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    visible, hidden = tube_masks([np.random.default_rng(seed)], grid, ratio, CPU)
+    return visible[0].numpy(), hidden[0].numpy()
 
 
 def test_the_mask_hides_the_papers_share_and_repeats_it_at_every_time_step() -> None:
-    visible, hidden = tube_mask(np.random.default_rng(0), (8, 14, 14), 0.9)
+    visible, hidden = one_mask(0, (8, 14, 14), 0.9)
     assert visible.shape == (160,) and hidden.shape == (1408,)
     assert visible.dtype == hidden.dtype == np.int64
     steps = visible.reshape(8, 20)
@@ -18,7 +27,7 @@ def test_the_mask_hides_the_papers_share_and_repeats_it_at_every_time_step() -> 
 
 
 def test_visible_and_hidden_are_ascending_and_together_every_token_once() -> None:
-    visible, hidden = tube_mask(np.random.default_rng(1), (2, 3, 5), 0.5)
+    visible, hidden = one_mask(1, (2, 3, 5), 0.5)
     assert (np.diff(visible) > 0).all() and (np.diff(hidden) > 0).all()
     assert sorted([*visible, *hidden]) == list(range(30))
     assert len(hidden) == 2 * 7
@@ -26,23 +35,25 @@ def test_visible_and_hidden_are_ascending_and_together_every_token_once() -> Non
 
 def test_every_patch_is_hidden_equally_often() -> None:
     rng = np.random.default_rng(2)
-    counts = np.zeros(16)
-    for _ in range(4000):
-        counts[tube_mask(rng, (1, 4, 4), 0.75)[1]] += 1
+    _, hidden = tube_masks([rng] * 4000, (1, 4, 4), 0.75, CPU)
+    counts = np.bincount(hidden.flatten().numpy(), minlength=16)
     assert np.abs(counts / 4000 - 0.75).max() < 0.03
 
 
 def test_nothing_is_hidden_at_zero_and_everything_is_refused() -> None:
-    visible, hidden = tube_mask(np.random.default_rng(0), (2, 2, 2), 0.0)
+    visible, hidden = one_mask(0, (2, 2, 2), 0.0)
     assert visible.tolist() == list(range(8)) and hidden.size == 0
     with pytest.raises(ValueError, match=r"tube_ratio is 1\.0"):
-        tube_mask(np.random.default_rng(0), (2, 2, 2), 1.0)
+        one_mask(0, (2, 2, 2), 1.0)
 
 
 def test_the_masks_of_a_batch_follow_the_clips_not_their_places() -> None:
-    visible, hidden = tube_masks(["a", "b", "c"], (2, 4, 4), 0.75, seed=5, epoch=1)
+    def masks(ids: str, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return tube_masks(view_streams(5, [(clip_id, epoch) for clip_id in ids], "tube"), (2, 4, 4), 0.75, CPU)
+
+    visible, hidden = masks("abc", 1)
     assert visible.shape == (3, 8) and hidden.shape == (3, 24)
-    swapped, _ = tube_masks(["c", "a"], (2, 4, 4), 0.75, seed=5, epoch=1)
-    np.testing.assert_array_equal(swapped, visible[[2, 0]])
-    other, _ = tube_masks(["a", "b", "c"], (2, 4, 4), 0.75, seed=5, epoch=2)
-    assert not np.array_equal(other, visible)
+    swapped, _ = masks("ca", 1)
+    assert torch.equal(swapped, visible[[2, 0]])
+    other, _ = masks("abc", 2)
+    assert not torch.equal(other, visible)

@@ -113,11 +113,15 @@ def plain_encoder(model: SimVTP, tokens: list[torch.Tensor], prefix: str = "enco
 
 
 def released_losses(model: SimVTP, batch: Batch) -> Losses:
-    """What the authors compute, clip by clip, padding cut off: every pass embeds anew, the positive pair runs twice."""
-    clips = range(batch.frames.shape[0])
+    """What the authors compute, view by view, padding cut off: every pass embeds anew, the positive pair runs twice.
+
+    Theirs has one view a clip and every other video of the batch for a negative.
+    """
+    clips = range(batch.words.shape[0])
+    views = len(clips) // batch.frames.shape[0]
 
     def video(b: int) -> torch.Tensor:
-        return model.embed_patches(batch.frames[b : b + 1], batch.visible[b : b + 1])[0]
+        return model.embed_patches(batch.frames[b // views][None], batch.visible[b : b + 1])[0]
 
     def text(b: int) -> torch.Tensor:
         return model.embed_words(batch.words[b : b + 1, : int(batch.word_mask[b].sum())])[0]
@@ -135,8 +139,8 @@ def released_losses(model: SimVTP, batch: Batch) -> Losses:
         for row, token in enumerate(batch.hidden[b].tolist()):
             t, y, x = token // 16, token // 4 % 4, token % 4
             patch = (
-                batch.frames[b, 2 * t : 2 * t + 2, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].float().reshape(32, 3) / 255
-            )
+                batch.frames[b // views, 2 * t : 2 * t + 2, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].float() / 255
+            ).reshape(32, 3)
             target = (patch - patch.mean(dim=0)) / (patch.std(dim=0) + 1e-6)
             squares.append((rebuilt[row] - target.flatten()).square().mean())
         for position, word in zip(batch.hidden_words.tolist(), batch.hidden_word_ids.tolist(), strict=True):
@@ -148,17 +152,31 @@ def released_losses(model: SimVTP, batch: Batch) -> Losses:
             logits.append(model.match_head(plain_encoder(model, [video(pair), text(b)]).mean(dim=0)))
             labels.append(label)
     similarity = F.normalize(torch.stack(video_features), dim=1) @ F.normalize(torch.stack(text_features), dim=1).T
-    own = torch.arange(len(clips))
     mvm, mlm = torch.stack(squares).mean(), torch.stack(surprises).mean()
-    vtc = F.cross_entropy(similarity / 0.05, own) + F.cross_entropy(similarity.T / 0.05, own)
+    contrasts = []
+    for scores in (similarity / 0.05, similarity.T / 0.05):
+        for b in clips:
+            others = [scores[b, c] for c in clips if c == b or batch.video_ids[c] != batch.video_ids[b]]
+            contrasts.append(torch.stack(others).logsumexp(dim=0) - scores[b, b])
+    vtc = 2 * torch.stack(contrasts).mean()
     vtm = F.cross_entropy(torch.stack(logits), torch.tensor(labels))
     return Losses(mvm + mlm + vtc + vtm, mvm, mlm, vtc, vtm)
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_task_has_the_losses_and_gradients_of_the_released_five_passes(padded: bool) -> None:
-    batch = tiny_batch(4, padded)
-    assert bool(batch.word_mask.all()) is not padded
+def viewed_batch() -> Batch:
+    """Two clips with three views each, every view with a mask and hidden words of its own."""
+    batch = tiny_batch(6)
+    return batch._replace(
+        frames=batch.frames[:2],
+        negative=torch.tensor([3, 4, 5, 0, 1, 2]),
+        video_ids=torch.tensor([8, 8, 8, 5, 5, 5]),
+    )
+
+
+@pytest.mark.parametrize(
+    "batch", [tiny_batch(4, padded=False), tiny_batch(4, padded=True), viewed_batch()], ids=["whole", "padded", "views"]
+)
+def test_task_has_the_losses_and_gradients_of_the_released_five_passes(batch: Batch) -> None:
     ours, theirs = tiny_model(), tiny_model()
     losses, expected = PretrainTask(ours, ObjectiveConfig())(batch), released_losses(theirs, batch)
     torch.testing.assert_close(tuple(losses), tuple(expected), rtol=1e-5, atol=1e-6)

@@ -49,7 +49,7 @@ def test_every_split_of_the_same_global_batch_sees_the_same_rows(
     by_rank = [
         list(micro_batches(Order(100, 24, 3), accumulation, rank, world_size, 0, 9)) for rank in range(world_size)
     ]
-    seen = [by_rank[rank][i][2] for i in range(9 * accumulation) for rank in range(world_size)]
+    seen = [by_rank[rank][i][1].rows for i in range(9 * accumulation) for rank in range(world_size)]
     expected = [Order(100, 24, 3).rows(step // 4, step % 4) for step in range(9)]
     np.testing.assert_array_equal(np.concatenate(seen), np.concatenate(expected))
 
@@ -59,9 +59,10 @@ def test_every_split_of_the_same_global_batch_sees_the_same_rows(
 def test_a_resume_at_any_step_goes_on_as_if_never_stopped(start: int) -> None:
     whole = list(micro_batches(Order(50, 12, 1), 2, 1, 3, 0, 60))
     resumed = list(micro_batches(Order(50, 12, 1), 2, 1, 3, start, 60))
-    assert [(epoch, step, rows.tolist()) for epoch, step, rows in resumed] == [
-        (epoch, step, rows.tolist()) for epoch, step, rows in whole[2 * start :]
+    assert [(step, *(part.tolist() for part in draws)) for step, draws in resumed] == [
+        (step, *(part.tolist() for part in draws)) for step, draws in whole[2 * start :]
     ]
+    assert all((draws.epochs == step // 4).all() for step, draws in resumed)
 
 
 def test_epochs_and_seeds_shuffle_differently() -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simvtp_ds.data.decode import Source, decode_into
+from simvtp_ds.data.decode import decode_into
 from simvtp_ds.data.manifest import Clip, Manifest, write_manifest
 from simvtp_ds.data.render import SIDE, draw, encode
 from simvtp_ds.data.scenes import caption, make_scenes
@@ -115,7 +115,7 @@ def test_embeddings_are_those_of_each_clip_and_caption_alone(
         for start in (0, 3, 7):  # 12 frames, two of them 4 apart: starts 0 .. 7
             view = plan_views(clip, DATA, 1, 1)[0].view._replace(indices=np.array([start, start + 4]))
             frames = np.empty((2, 16, 16, 3), dtype=np.uint8)
-            decode_into(frames, Source(clip.uri, clip.offset, clip.length), view)
+            decode_into(frames, clip.source, view)
             vectors.append(model.embed_video(torch.from_numpy(frames)[None])[0].detach())
         torch.testing.assert_close(embedded.middle[video], vectors[1])
         torch.testing.assert_close(embedded.average[video], F.normalize(torch.stack(vectors).mean(dim=0), dim=0))

@@ -56,4 +56,5 @@ def tiny_batch(clips: int = 4, padded: bool = True, seed: int = 1) -> Batch:
         hidden_words=flat,
         hidden_word_ids=words.flatten()[flat],
         negative=(torch.arange(clips) + 1) % clips,
+        video_ids=torch.arange(clips),
     )
