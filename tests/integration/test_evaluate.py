@@ -152,6 +152,15 @@ def test_what_cannot_be_evaluated_is_one_clear_line(launcher: Launcher, run: Pat
         assert code == 1 and told in output and "Traceback" not in output, output
 
 
+def decodes(pid: int) -> bool:
+    """Whether a process has a decoder."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return any("spawn_main" in Path(f"/proc/{child}/cmdline").read_text() for child in children)
+    except OSError:  # a child that has just ended
+        return False
+
+
 def test_a_rank_whose_partner_was_killed_ends_by_itself(launcher: Launcher, run: Path, manifest: Path) -> None:
     """Without a launcher that would end it."""
     command = [sys.executable, "launch/evaluate.py", "--checkpoint", str(run), "--manifest", str(manifest)]
@@ -169,10 +178,9 @@ def test_a_rank_whose_partner_was_killed_ends_by_itself(launcher: Launcher, run:
             )
             for rank in range(2)
         ]
-        children = Path(f"/proc/{ranks[1].pid}/task/{ranks[1].pid}/children")
         deadline = time.monotonic() + 60
         # Its decoder runs: the ranks are connected.
-        while not any("spawn_main" in Path(f"/proc/{c}/cmdline").read_text() for c in children.read_text().split()):
+        while not decodes(ranks[1].pid):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         ranks[1].send_signal(signal.SIGKILL)
