@@ -73,6 +73,10 @@ def main(arguments: list[str]) -> None:
     with one_line(ValueError, OSError):
         if segments < 1 or options.rerank < 0:
             raise ValueError(f"--segments {segments} --rerank {options.rerank}: give at least 1 segment, and 0 or more")
+        if options.out:  # told now, not after the work
+            if options.out.is_dir():
+                raise ValueError(f"--out {options.out} is a folder: name a file, such as {options.out / 'scores.json'}")
+            options.out.parent.mkdir(parents=True, exist_ok=True)
         rank = find_rank()
         videos = Videos(Manifest.open(options.manifest))
         with connected(rank, TIMEOUT) as (share, device):
@@ -96,9 +100,11 @@ def write(path: Path, found: dict) -> None:
     """Scores as JSON, whole or not at all."""
     from simvtp_ds.files import replacing
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + "\n")
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n")
+    except OSError as error:
+        raise OSError(f"--out {path} cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":

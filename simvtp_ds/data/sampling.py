@@ -73,16 +73,17 @@ def random_indices(rng: np.random.Generator, frames: int, num_frames: int, strid
     A file with fewer than (num_frames - 1) * stride + 1 frames starts at 0 and repeats its last frame.
     """
     starts = max(1, frames - (num_frames - 1) * stride)
-    return _span(int(rng.integers(starts)), frames, num_frames, stride)
+    return spaced_indices(int(rng.integers(starts)), frames, num_frames, stride)
 
 
 def centre_indices(frames: int, num_frames: int, stride: int) -> np.ndarray:
     """Frame numbers int64 [num_frames], `stride` apart, from the middle of the file; nothing is drawn (evaluation)."""
     starts = max(1, frames - (num_frames - 1) * stride)
-    return _span((starts - 1) // 2, frames, num_frames, stride)
+    return spaced_indices((starts - 1) // 2, frames, num_frames, stride)
 
 
-def _span(start: int, frames: int, num_frames: int, stride: int) -> np.ndarray:
+def spaced_indices(start: int, frames: int, num_frames: int, stride: int) -> np.ndarray:
+    """Frame numbers int64 [num_frames], `stride` apart from `start`; past the file's end its last frame repeats."""
     if frames < 1:
         raise ValueError(f"a file of {frames} frames has nothing to show; leave it out of the manifest")
     return np.minimum(start + stride * np.arange(num_frames, dtype=np.int64), frames - 1)

@@ -59,7 +59,10 @@ def write_cache(run: Path, key: str, embeddings: Embeddings) -> Path:
     path = _path(run, key)
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as temporary:
-        save_file({**tensors, "digest": digest}, temporary, metadata={"key": key})
+        try:
+            save_file({**tensors, "digest": digest}, temporary, metadata={"key": key})
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(f"{path}: {error}") from error
     return path
 
 

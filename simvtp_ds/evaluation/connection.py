@@ -9,6 +9,8 @@ from typing import Any
 from simvtp_ds.engine.ranks import Control, Rank, connect
 from simvtp_ds.evaluation.share import Share
 
+START_TIMEOUT = 300.0  # seconds that ranks wait for each other at the start
+
 
 @contextmanager
 def connected(rank: Rank, timeout: float) -> Iterator[tuple[Share, str]]:
@@ -29,7 +31,7 @@ def connected(rank: Rank, timeout: float) -> Iterator[tuple[Share, str]]:
         return
     import torch.distributed as dist
 
-    connect(rank, timeout)
+    connect(rank, min(timeout, START_TIMEOUT))
     control = Control(timeout)
 
     def gather(value: Any) -> list[Any]:

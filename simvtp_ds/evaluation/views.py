@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 from simvtp_ds.data.manifest import Clip
-from simvtp_ds.data.sampling import Box, View, centre_box, centre_indices
+from simvtp_ds.data.sampling import Box, View, centre_box, centre_indices, spaced_indices
 from simvtp_ds.data_config import DataConfig
 
 CROPS = (1, 3)
@@ -40,9 +38,10 @@ def plan_views(clip: Clip, data: DataConfig, segments: int, crops: int) -> list[
     for start in _starts(clip.frames, data, segments):
         for box in _boxes(clip, crops):
             counts[start, box] = counts.get((start, box), 0) + 1
-    span = data.frame_stride * np.arange(data.num_frames, dtype=np.int64)
     return [
-        PlannedView(View(np.minimum(start + span, clip.frames - 1), box, flip=False), count)
+        PlannedView(
+            View(spaced_indices(start, clip.frames, data.num_frames, data.frame_stride), box, flip=False), count
+        )
         for (start, box), count in counts.items()
     ]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -106,12 +108,23 @@ def losses(run: Path) -> dict[int, tuple[float, ...]]:
     return {m["step"]: tuple(m[name] for name in names if name in m) for m in metrics(run)}
 
 
+def free_port() -> int:
+    """A port that nobody listens on, below those that Linux hands out to outgoing connections."""
+    for port in random.sample(range(10000, 32768), 1000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no free port")
+
+
 class Launcher:
     """Starts runs on the corpus; see the methods."""
 
     def __init__(self, corpus: Path, folder: Path) -> None:
         self.corpus, self.folder = corpus, folder
-        self.port = 20000 + os.getpid() % 20000
 
     def arguments(self, driver: str, run: str, config: dict[str, Any], fields: dict[str, Any]) -> list[str]:
         """Arguments of a training script over its tiny settings; a field of None takes one of these away."""
@@ -142,18 +155,16 @@ class Launcher:
         self, run: str, config: dict[str, Any], ranks: int = 2, driver: str = "launch/pretrain.py", **fields: Any
     ) -> Launch:
         """Ranks started by torchrun; the quickest of the launchers."""
-        self.port += 1
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
-        command += [f"--master_port={self.port}", str(ROOT / driver), *self.arguments(driver, run, config, fields)]
+        command += [f"--master_port={free_port()}", str(ROOT / driver), *self.arguments(driver, run, config, fields)]
         return self.start(command, run)
 
     def deepspeed(
         self, run: str, config: dict[str, Any], ranks: int = 2, driver: str = "launch/pretrain.py", **fields: Any
     ) -> Launch:
         """Ranks started by the deepspeed command from a hostfile of this host."""
-        self.port += 1
         command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", "hostfiles/localhost"]
-        command += ["--no_ssh_check", "--master_addr", "127.0.0.1", f"--master_port={self.port}"]
+        command += ["--no_ssh_check", "--master_addr", "127.0.0.1", f"--master_port={free_port()}"]
         command += ["--num_accelerators", str(ranks), driver, *self.arguments(driver, run, config, fields)]
         return self.start(command, run)
 
@@ -185,10 +196,10 @@ def launcher(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @contextmanager
-def no_process_left(marker: str) -> Iterator[None]:
-    """Fails if a process whose command line holds `marker` outlives the block by more than 10 s."""
+def no_process_left(marker: str, patience: float = 10) -> Iterator[None]:
+    """Fails if a process whose command line holds `marker` outlives the block by more than `patience` seconds."""
     yield
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patience
     while left := processes(marker):
         assert time.monotonic() < deadline, f"processes left behind: {left}"
         time.sleep(0.2)

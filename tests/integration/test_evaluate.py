@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import ROOT, Launch, Launcher, deepspeed_json, no_process_left
+from tests.integration.conftest import ROOT, TINY_FINETUNE, Launch, Launcher, deepspeed_json, free_port, no_process_left
 
 pytestmark = pytest.mark.integration
 CLIPS = 201  # not a multiple of two ranks, nor of the batches
@@ -40,17 +40,17 @@ def manifest(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(launcher: Launcher, how: str, run: Path, manifest: Path, *more: str) -> Launch:
-    launcher.port += 1
+    port = str(free_port())
     script = ["launch/evaluate.py", "--checkpoint", str(run), "--manifest", str(manifest), *more]
     commands = {
         "plain": [sys.executable],
         "torchrun": [
             *(sys.executable, "-m", "torch.distributed.run"),
-            *("--nproc_per_node=2", f"--master_port={launcher.port}"),
+            *("--nproc_per_node=2", f"--master_port={port}"),
         ],
         "deepspeed": [
             *(str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"),
-            *("--master_addr", "127.0.0.1", "--master_port", str(launcher.port)),
+            *("--master_addr", "127.0.0.1", "--master_port", port),
         ],
     }
     return launcher.start([*commands[how], *script], "evaluation")
@@ -88,15 +88,32 @@ def test_scores_are_of_every_clip(alone: dict[str, Any]) -> None:
         assert alone["columns"]["rerank_top_k"][way]["R@5"] == alone[way]["R@5"]
 
 
-@pytest.mark.parametrize("how", ["torchrun", "deepspeed"])
 def test_two_ranks_score_what_one_process_scores(
-    launcher: Launcher, run: Path, manifest: Path, alone: dict[str, Any], how: str
+    launcher: Launcher, run: Path, manifest: Path, alone: dict[str, Any]
 ) -> None:
-    out = run / f"{how}.json"
+    out = run / "two.json"
     options = ("--segments", "2", "--rerank", "2", "--no-cache", "--out", str(out))
-    output = evaluate(launcher, how, run, manifest, *options).succeed()
+    output = evaluate(launcher, "torchrun", run, manifest, *options).succeed()
     assert output.count("text to video") == 1, "one rank speaks"
     assert scores(out) == alone
+
+
+def test_two_ranks_score_a_fine_tuned_run_as_one_process_does(launcher: Launcher, run: Path, manifest: Path) -> None:
+    """One tower for both, a matching head and a moving average, under the deepspeed launcher."""
+    launch = launcher.torchrun(
+        *("tuned", deepspeed_json(), 1, "launch/finetune.py"),
+        **{name: None for name in TINY_FINETUNE if name.startswith("model.")},
+        **{"init": run, "towers": "shared", "objectives.vtm": 0.5, "ema_decay": 0.5, "schedule.max_steps": 2},
+    )
+    launch.succeed()
+    found = {}
+    for how in ("plain", "deepspeed"):
+        out = launch.run / f"{how}.json"
+        evaluate(launcher, how, launch.run, manifest, "--rerank", "2", "--no-cache", "--out", str(out)).succeed()
+        found[how] = scores(out)
+    assert found["plain"] == found["deepspeed"]
+    assert (found["plain"]["kind"], found["plain"]["queries"], found["plain"]["missing"]) == ("finetune", CLIPS, [])
+    assert found["plain"]["columns"]["raw"] != scores(run / "alone.json")["columns"]["raw"]
 
 
 def test_kept_embeddings_give_the_same_scores_and_are_made_again_when_damaged(
@@ -135,12 +152,20 @@ def test_what_cannot_be_evaluated_is_one_clear_line(launcher: Launcher, run: Pat
         assert code == 1 and told in output and "Traceback" not in output, output
 
 
+def decodes(pid: int) -> bool:
+    """Whether a process has a decoder."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return any("spawn_main" in Path(f"/proc/{child}/cmdline").read_text() for child in children)
+    except OSError:  # a child that has just ended
+        return False
+
+
 def test_a_rank_whose_partner_was_killed_ends_by_itself(launcher: Launcher, run: Path, manifest: Path) -> None:
     """Without a launcher that would end it."""
-    launcher.port += 1
     command = [sys.executable, "launch/evaluate.py", "--checkpoint", str(run), "--manifest", str(manifest)]
     command += ["--no-cache", "--segments", "9"]
-    places = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(launcher.port), "OMP_NUM_THREADS": "1"}
+    places = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     with no_process_left(str(run)):
         ranks = [
             subprocess.Popen(
@@ -153,9 +178,9 @@ def test_a_rank_whose_partner_was_killed_ends_by_itself(launcher: Launcher, run:
             )
             for rank in range(2)
         ]
-        children = Path(f"/proc/{ranks[1].pid}/task/{ranks[1].pid}/children")
         deadline = time.monotonic() + 60
-        while not children.read_text().strip():  # its decoder runs: the ranks are connected
+        # Its decoder runs: the ranks are connected.
+        while not decodes(ranks[1].pid):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         ranks[1].send_signal(signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import time
 from dataclasses import replace
 from multiprocessing.pool import ThreadPool
@@ -219,6 +220,17 @@ def test_kept_embeddings_come_back_whole_or_not_at_all(embedded: Embeddings, tmp
         assert read_cache(tmp_path, key) is None
     write_cache(tmp_path, key, replace(whole, average=None)).rename(path.with_name(f"{'0' * 64}.safetensors"))
     assert read_cache(tmp_path, "0" * 64) is None, "written under another key"
+
+
+def test_embeddings_that_the_disk_cannot_hold_are_an_oserror(embedded: Embeddings, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # stands in for the full disk
+    try:
+        with pytest.raises(OSError, match="embeddings"):
+            write_cache(tmp_path, "key", embedded)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "embeddings").iterdir())
 
 
 def test_the_key_of_kept_embeddings_follows_all_that_decides_them() -> None:
