@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -230,21 +231,23 @@ def test_only_the_newest_checkpoints_are_kept(launcher: Launcher) -> None:
     assert sum(p.is_dir() for p in (launch.run / "checkpoints").iterdir()) == 2
 
 
-def test_clips_that_vanish_are_replaced_counted_and_named(launcher: Launcher, tmp_path: Path) -> None:
-    videos = tmp_path / "videos"
-    shutil.copytree(launcher.corpus.parent / "videos", videos)
-    prepare = [sys.executable, "launch/prepare.py", f"{videos}/train.json", "--out", f"{tmp_path}/data"]
-    subprocess.run([*prepare, "--vocab-size", "1000"], cwd=ROOT, check=True, timeout=120)
-    gone = sorted((videos / "train").glob("*.mp4"))[:2]
-    for path in gone:
-        path.unlink()
-    fields = {"data__manifest": tmp_path / "data", "data__max_bad_share": 0.2, "schedule__max_steps": 16}
-    launch = launcher.torchrun("vanished", deepspeed_json(), ranks=1, **fields)
+def test_members_of_noise_in_packed_shards_are_replaced_counted_and_named(launcher: Launcher, tmp_path: Path) -> None:
+    annotations, packed = launcher.corpus.parent / "videos" / "train.json", tmp_path / "packed"
+    prepare = [sys.executable, "launch/prepare.py", str(annotations), "--out", str(tmp_path / "data")]
+    subprocess.run([*prepare, "--pack", str(packed), "--vocab-size", "1000"], cwd=ROOT, check=True, timeout=120)
+    clips = list(Manifest.open(packed))
+    noisy = random.Random(0).sample(clips, 3)  # 5 % of 64
+    for clip in noisy:
+        with Path(clip.uri).open("r+b") as file:
+            file.seek(clip.offset)
+            file.write(random.Random(0).randbytes(clip.length))
+    fields = {"data__manifest": packed, "data__max_bad_share": 0.2, "schedule__max_steps": 16}  # an epoch
+    launch = launcher.torchrun("noise", deepspeed_json(), ranks=1, **fields)
     output = launch.succeed()
-    assert max(losses(launch.run)) == 16
-    named = {json.loads(line)["uri"] for line in (launch.run / "bad_clips/rank_0.jsonl").read_text().splitlines()}
-    assert named == {str(path) for path in gone}
-    assert all(str(path) in output for path in gone)
+    assert sorted(losses(launch.run)) == list(range(1, 17))
+    bad = [json.loads(line) for line in (launch.run / "bad_clips/rank_0.jsonl").read_text().splitlines()]
+    assert {line["clip_id"] for line in bad} == {clip.clip_id for clip in noisy}
+    assert all(line["uri"] in output for line in bad)
     fields["data__max_bad_share"] = 0.01
     code, output = launcher.torchrun("too_many", deepspeed_json(), ranks=1, **fields).wait()
     assert code != 0
