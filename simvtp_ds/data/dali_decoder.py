@@ -13,7 +13,7 @@ import multiprocessing
 import threading
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from contextlib import nullcontext
 from multiprocessing.connection import Connection
@@ -31,6 +31,7 @@ from simvtp_ds.data_config import DataConfig
 
 PIPELINES = 4  # one keeps about one decoding engine of a GPU busy: a V100 has 1, an A100 5, an H100 7
 GROUP = 4  # most clips of a run; a broken one makes the worker processes decode its neighbours again
+GIVE_UP = 3  # failed runs of a codec none of which ever worked: a GPU lacks AV1, say, and each costs a new pipeline
 JOIN_TIMEOUT = 10.0  # seconds that a run may still take when all is closed
 
 
@@ -57,7 +58,9 @@ class DaliDecoder:
 
     def __init__(self, data: DataConfig, shape: tuple[int, ...], device: torch.device) -> None:
         self._data, self._shape, self._device = data, shape, device
-        self._codecs = CODECS["gpu" if device.type == "cuda" else "cpu"]
+        self._codecs = set(CODECS["gpu" if device.type == "cuda" else "cpu"])
+        self._proven: set[str] = set()  # codecs of runs that worked
+        self._failures: Counter[str] = Counter()  # failed runs of the others
         # Not the training's stream: the copies of the workers' clips would wait for its kernels.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._slots: dict[int, Tensor] = {}
@@ -196,6 +199,7 @@ class DaliDecoder:
                         self._ended.extend(Outcome(task, None) for task in group)
                     else:
                         self._refused += group
+                        self._doubt({task.codec for task in group} - self._proven)
                         self._warn_once(group, reason)
                     lane.group, lane.deadline = [], float("inf")
                     self._wake_writer.send_bytes(b".")
@@ -216,6 +220,11 @@ class DaliDecoder:
             lane.deadline = time.monotonic() + sum(self._pool.limit(task) for task in lane.group)
             self._wake_writer.send_bytes(b".")  # poll waits no longer than until the deadline
             return lane.group
+
+    def _doubt(self, codecs: set[str]) -> None:
+        """Leaves a codec that never worked to the worker processes."""
+        self._failures.update(codecs)
+        self._codecs -= {codec for codec in codecs if self._failures[codec] >= GIVE_UP}
 
     def _warn_once(self, group: list[Task], reason: str) -> None:
         if not self._warned:

@@ -27,7 +27,7 @@ from simvtp_ds.data.augment import Augmentation, Erasing
 from simvtp_ds.data.backend import choose_backend
 from simvtp_ds.data.dali_clips import ClipPipeline
 from simvtp_ds.data.dali_decoder import DaliDecoder
-from simvtp_ds.data.dali_graph import clip_graph
+from simvtp_ds.data.dali_graph import CODECS, clip_graph
 from simvtp_ds.data.decode import BadClip
 from simvtp_ds.data.examples import PretrainExamples
 from simvtp_ds.data.loader import Loader
@@ -217,6 +217,21 @@ def test_what_a_hanging_run_should_decode_is_decoded_by_worker_processes(
         found = finish(decoder, BATCH)
     assert torch.equal(found, expected)
     released.set()
+
+
+def test_a_codec_that_never_works_is_soon_left_to_the_worker_processes(
+    monkeypatch: pytest.MonkeyPatch, h264: Clip, by_dali: list[str]
+) -> None:
+    monkeypatch.setitem(CODECS, "cpu", CODECS["cpu"] | {"h264"})  # as a GPU that lacks it
+    tasks = [task_of(h264, i) for i in range(BATCH)]
+    with DaliDecoder(CROPPED, (1, BATCH, 4, 32, 32, 3), torch.device("cpu")) as decoder, pytest.warns(UserWarning):
+        for _ in range(3):
+            decoder.submit(tasks)
+            finish(decoder, BATCH)
+        tried = len(by_dali)
+        decoder.submit(tasks)
+        finish(decoder, BATCH)
+    assert len(by_dali) == tried >= 3
 
 
 def test_augmented_clips_are_left_to_the_worker_processes(
