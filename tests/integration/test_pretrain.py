@@ -235,8 +235,8 @@ def test_members_of_noise_in_packed_shards_are_replaced_counted_and_named(launch
     annotations, packed = launcher.corpus.parent / "videos" / "train.json", tmp_path / "packed"
     prepare = [sys.executable, "launch/prepare.py", str(annotations), "--out", str(tmp_path / "data")]
     subprocess.run([*prepare, "--pack", str(packed), "--vocab-size", "1000"], cwd=ROOT, check=True, timeout=120)
-    clips = list(Manifest.open(packed))
-    noisy = random.Random(0).sample(clips, 3)  # 5 % of 64
+    manifest = Manifest.open(packed)
+    noisy = [manifest[row] for row in random.Random(0).sample(range(len(manifest)), 3)]  # 5 % of 64
     for clip in noisy:
         with Path(clip.uri).open("r+b") as file:
             file.seek(clip.offset)
