@@ -86,7 +86,8 @@ def _decord(size: int) -> Reader:
 
 
 def _torchcodec(size: int) -> Reader:
-    from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportPrivateImportUsage] its manual says so
+    # Optional; its manual says to import it from there.
+    from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
 
     def read(case: Case) -> np.ndarray:
         with open_source(case.clip.source) as file:
