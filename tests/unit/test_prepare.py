@@ -284,7 +284,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, how):
     assert how == signal.SIGKILL or errors == "interrupted; the same command goes on where this one stopped\n"
     assert sorted(p.name for p in out.iterdir()) == ["probe.jsonl"]
     known = log.read_bytes().count(b"\n")
-    assert prepare(folder / "captions.json", tmp_path / "out").probed == 30 - known < 26
+    assert prepare(folder / "captions.json", out).probed == 30 - known < 26
     prepare(folder / "captions.json", tmp_path / "fresh")
     assert (out / "manifest.arrow").read_bytes() == (tmp_path / "fresh/manifest.arrow").read_bytes()
 
