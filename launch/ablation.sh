@@ -9,6 +9,10 @@ cd "$(dirname "$0")/.."
 RUN="${RUN:-runs/ablation}" SEEDS="${SEEDS:-0 1 2}" JOBS="${JOBS:-2}" CLIPS="${CLIPS:-2000}" TEST_CLIPS="${TEST_CLIPS:-500}"
 EPOCHS="${EPOCHS:-16}" FINETUNE_EPOCHS="${FINETUNE_EPOCHS:-8}"
 
+trained() { # RUN: whether its training came to its end; a stopped one, too, exits with 0
+  tail -n 1 "$1/log.txt" | grep -q " finished at step " || { echo "$1 has stopped before its last step" >&2; return 1; }
+}
+
 one() { # VARIANT SEED: pre-train, score, fine-tune, score
   local variant="$1" seed="$2" folder="$RUN/$1-$2" init=() options=()
   case "$variant" in
@@ -22,17 +26,22 @@ one() { # VARIANT SEED: pre-train, score, fine-tune, score
   if [ "$variant" != scratch ]; then
     python launch/pretrain.py --preset quickstart --deepspeed_config "$RUN/pretrain.json" --data.manifest "$RUN/train" \
       --run.dir "$folder" --run.seed "$seed" --schedule.epochs "$EPOCHS" --schedule.warmup_epochs 2 "${options[@]}"
+    trained "$folder"
     python launch/evaluate.py --checkpoint "$folder" --manifest "$RUN/test" --out "$folder/zero_shot.json"
     init=(--init "$folder")
   fi
   python launch/finetune.py --preset quickstart_finetune --deepspeed_config "$RUN/finetune.json" "${init[@]}" \
     --data.manifest "$RUN/train" --run.dir "$folder/finetuned" --run.seed "$seed" \
     --schedule.epochs "$FINETUNE_EPOCHS" --validation.videos 0
+  trained "$folder/finetuned"
   python launch/evaluate.py --checkpoint "$folder/finetuned" --manifest "$RUN/test" --out "$folder/finetuned.json"
 }
 
 if [ "${1:-}" = --one ]; then # a job of the xargs below
-  one "$2" "$3" >"$RUN/$2-$3.log" 2>&1 || { echo "$2, seed $3 failed, see $RUN/$2-$3.log" >&2; exit 1; }
+  exec 3>&2
+  # No `one ... || ...`: it would switch set -e off in there, and a failed pre-training would be fine-tuned all the same.
+  trap '[ $? = 0 ] || echo "$2, seed $3 failed, see $RUN/$2-$3.log" >&3' EXIT
+  one "$2" "$3" >"$RUN/$2-$3.log" 2>&1
   echo "$2, seed $3: done after $SECONDS s"
   exit
 fi

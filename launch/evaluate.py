@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -77,6 +78,8 @@ def main(arguments: list[str]) -> None:
             if options.out.is_dir():
                 raise ValueError(f"--out {options.out} is a folder: name a file, such as {options.out / 'scores.json'}")
             options.out.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(options.out.parent, os.W_OK):
+                raise ValueError(f"--out {options.out} cannot be written: {options.out.parent} is not writable")
         rank = find_rank()
         videos = Videos(Manifest.open(options.manifest))
         with connected(rank, TIMEOUT) as (share, device):

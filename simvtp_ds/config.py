@@ -59,6 +59,11 @@ class ModelConfig:
     text_positions: int = 512
     text_dropout: float = 0.1
 
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads", "mlp_ratio"):
+            require(getattr(self, name) > 0, f"model.{name} is {getattr(self, name)}; it must be above 0")
+        require(0 <= self.text_dropout < 1, f"model.text_dropout is {self.text_dropout}; give a probability below 1")
+
 
 def check_sizes(data: DataConfig, model: ModelConfig) -> None:
     """ValueError where a model of these sizes cannot read such clips and captions."""
@@ -86,6 +91,12 @@ class ContrastiveConfig:
 
     temperature: float = 0.05
     scope: Literal["global", "local"] = "global"
+
+    def __post_init__(self) -> None:
+        require(
+            self.temperature > 0,
+            f"objectives.contrastive.temperature is {self.temperature}; give one above 0, such as 0.05",
+        )
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,9 @@ class ScheduleConfig:
     floor: float = 1e-5 / 1.5e-4
     max_steps: int = 0
 
+    def __post_init__(self) -> None:
+        require(self.warmup_epochs >= 0, f"schedule.warmup_epochs is {self.warmup_epochs}; give 0 or more")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -152,6 +166,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("save_every", "keep", "log_every", "max_skipped"):
             require(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; it must be at least 1")
+        require(self.step_timeout > 0, f"run.step_timeout is {self.step_timeout}; give seconds above 0")
         require(bool(self.dir), "run.dir is empty; name the folder of the run")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simvtp_ds.config import PretrainConfig
+from simvtp_ds.files import replacing
 from simvtp_ds.finetune_config import FinetuneConfig
 
 if TYPE_CHECKING:
@@ -108,4 +109,5 @@ def save_config(config: Any, path: str | Path) -> None:
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return list(value) if isinstance(value, tuple) else value
 
-    Path(path).write_text(yaml.safe_dump(plain(config), sort_keys=False))
+    with replacing(Path(path)) as temporary:  # a resumed run writes it again, maybe on a full disk
+        temporary.write_text(yaml.safe_dump(plain(config), sort_keys=False))

@@ -63,6 +63,11 @@ def _gather(path: str, raw: dict[str, Any], world_size: int) -> DeepSpeedSetting
             "'fp16.enabled' with 'zero_optimization.stage' 0: DeepSpeed 0.19.8 never scales the loss there, so small "
             "gradients vanish; set 'zero_optimization.stage' to 1 or 2"
         )
+    if dtype == "bf16" and zero.stage == 0:
+        raise SettingsError(
+            "'bf16.enabled' with 'zero_optimization.stage' 0: DeepSpeed 0.19.8 keeps its fp32 weights to itself, so "
+            "checkpoints and the moving average would be rounded to bf16; set 'zero_optimization.stage' to 1 or 2"
+        )
     if raw.get("managed_gradient_accumulation") is False:
         raise SettingsError("'managed_gradient_accumulation' must be true: the training loop relies on it")
     if "gradient_clipping" not in raw:

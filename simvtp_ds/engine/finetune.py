@@ -19,7 +19,7 @@ from simvtp_ds.data.examples import RetrievalExamples
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.data.videos import Videos
 from simvtp_ds.ds_settings import DeepSpeedSettings
-from simvtp_ds.engine.checkpoint import find_checkpoint
+from simvtp_ds.engine.checkpoint import find_checkpoint, record_of, sha256
 from simvtp_ds.engine.run import Job, open_manifest, steps_per_epoch
 from simvtp_ds.engine.saving import WEIGHTS
 from simvtp_ds.engine.schedule import build_schedule
@@ -55,6 +55,8 @@ def open_start(path: str) -> Start:
     run, folder = find_checkpoint(Path(path))
     if saved_class(run / "config.yaml") is FinetuneConfig:
         raise ValueError(f"init {path} is a fine-tuning run: name the pre-training run that it started from")
+    if sha256(folder / WEIGHTS) != record_of(folder)["files"][WEIGHTS]["sha256"]:  # not checked where `path` names it
+        raise ValueError(f"{folder / WEIGHTS} is damaged: its sha256 is not the one that was written")
     try:
         weights = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:

@@ -17,7 +17,7 @@ from typing import Any
 
 from simvtp_ds.data.manifest import Manifest
 from simvtp_ds.data.videos import Videos
-from simvtp_ds.engine.checkpoint import steps_of
+from simvtp_ds.engine.checkpoint import find_checkpoint, steps_of
 from simvtp_ds.evaluation.bootstrap import Bootstrap
 from simvtp_ds.evaluation.cache import FOLDER, cache_key, read_cache, write_cache
 from simvtp_ds.evaluation.embed import Embeddings, embed
@@ -63,13 +63,15 @@ def authors(run: Path, request: Request, setting: Setting) -> dict[str, Any]:
     Raises:
         ValueError: `run` is not the folder of a run with a checkpoint.
     """
-    folders = steps_of(run)
+    folders = setting.share.gather(steps_of(run))[0]  # a run that is still training has others a moment later
     if not folders:
         raise ValueError(f"{run} holds no checkpoints: --protocol authors chooses among all those of a run's folder")
     candidates: dict[str, float] = {}
     best: dict[str, Any] = {}
     for folder in reversed(folders):
         found = evaluate(folder, request, setting)
+        if not found:
+            continue
         column = found["columns"]["multi_view" if "multi_view" in found["columns"] else "raw"]
         found["authors"] = {way: column[way]["optimistic"] for way in WAYS}
         candidates[folder.name] = found["authors"]["t2v"]["R@1"]
@@ -82,27 +84,37 @@ def evaluate(path: Path, request: Request, setting: Setting) -> dict[str, Any]:
     """Scores of one checkpoint; every rank calls it.
 
     Returns:
-        What launch/evaluate.py writes as JSON: docs/evaluation.md describes it. Recalls and chance are in percent.
+        What launch/evaluate.py writes as JSON: docs/evaluation.md describes it. Recalls and chance are in percent. On
+        the main rank; empty on the others, which would need as much memory for the same figures.
 
     Raises:
-        ValueError: the checkpoint cannot be used, or has no matching head to re-rank with.
+        ValueError: the checkpoint cannot be used, or has no matching head to re-rank with; or no video can be decoded.
     """
     videos = setting.videos
     began = time.perf_counter()
-    retriever = load_retriever(path)
+    # One choice for all ranks: the newest checkpoint of a run that is still training changes.
+    retriever = load_retriever(setting.share.gather(find_checkpoint(path)[1])[0])
     if request.rerank and not retriever.matches:
         raise ValueError(
-            f"{retriever.checkpoint} was fine-tuned without matching (objectives.vtm 0): it cannot re-rank, leave "
+            f"{retriever.checkpoint} was trained without matching (objectives.vtm 0): it cannot re-rank, leave "
             "--rerank out"
         )
     retriever.model.to(setting.device)
     seconds = {"load": time.perf_counter() - began}
     embeddings = embeddings_of(retriever, request, setting, seconds)
-    began = time.perf_counter()
-    bootstrap = Bootstrap(len(videos))
-    columns = score_columns(embeddings, retriever.temperature, bootstrap)
-    seconds["metrics"] = time.perf_counter() - began
     missing = list(embeddings.missing)
+    if len(missing) == len(videos):
+        raise ValueError(
+            f"none of the {len(videos)} videos of {videos.manifest.folder} can be decoded ({missing[0].reason}): there "
+            "is nothing to score"
+        )
+    columns: dict[str, dict[str, Any]] = {}
+    bootstrap = Bootstrap(len(videos))
+    is_main = setting.share.rank == 0
+    if is_main:
+        began = time.perf_counter()
+        columns = score_columns(embeddings, retriever.temperature, bootstrap)
+        seconds["metrics"] = time.perf_counter() - began
     if request.rerank:
         began = time.perf_counter()
         with setting.progress("re-ranking", "pairs") as on_progress:
@@ -110,9 +122,12 @@ def evaluate(path: Path, request: Request, setting: Setting) -> dict[str, Any]:
             for_text, for_video, failed = rerank(
                 model, tokenizer, data, videos, embeddings, request.rerank, setting.share, on_progress
             )
-        columns["rerank_top_k"] = {"k": request.rerank, **summarise(for_text, for_video, embeddings, bootstrap)}
+        if is_main:
+            columns["rerank_top_k"] = {"k": request.rerank, **summarise(for_text, for_video, embeddings, bootstrap)}
         missing += [each._replace(reason=f"at re-ranking: {each.reason}") for each in failed]
         seconds["rerank"] = time.perf_counter() - began
+    if not is_main:
+        return {}
     return {
         "checkpoint": str(retriever.checkpoint),
         "kind": retriever.kind,

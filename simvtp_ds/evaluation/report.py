@@ -107,6 +107,11 @@ def build_report(run: Path) -> dict[str, Any]:
     """
     environment = _read_json(run / "environment.json", "launch/pretrain.py")
     metrics = read_metrics(run / "metrics.jsonl")
+    if not metrics[0].keys() >= set(PARTS):
+        raise ValueError(
+            f"{run} is not a run of launch/pretrain.py: name the one that it started from, with the scores of "
+            f"launch/evaluate.py in {', '.join(f'{name}.json' for name in EVALUATIONS)}"
+        )
     rates = [m for m in metrics if "clips_per_s" in m]
     rates = rates[1:] or rates  # the first step pays for starting
     report: dict[str, Any] = {

@@ -31,7 +31,7 @@ class Retriever:
     run: Path
     checkpoint: Path
     kind: str  # "pretrain" or "finetune"
-    matches: bool  # has a matching head
+    matches: bool  # has a matching head that was trained
     temperature: float  # of the contrast it was trained with
     identity: str  # hex digest of weights, sizes and tokenizer
 
@@ -51,14 +51,14 @@ def load_retriever(path: Path, ema: bool | None = None) -> Retriever:
     config = load_config(run / "config.yaml", config_class)
     data, tokenizer = config.data, Tokenizer.load(run / "tokenizer")
     sizes = (config.model, data.num_frames, data.image_size, tokenizer.vocab_size)
-    name = WEIGHTS
+    name, matches = WEIGHTS, config.objectives.vtm > 0
     if config_class is FinetuneConfig:
-        kind, matches = "finetune", config.objectives.vtm > 0
+        kind = "finetune"
         model: nn.Module = TwoTower(*sizes, shared=config.towers == "shared", match=matches)
         if ema or (ema is None and config.ema_decay > 0):
             name = AVERAGE
     else:
-        kind, matches = "pretrain", True
+        kind = "pretrain"
         model = SimVTP(*sizes)
         if ema:
             raise ValueError(f"{run} is a pre-training run: it keeps no moving average of the weights")

@@ -120,6 +120,7 @@ REFUSED = {
     "sizes beside a checkpoint": ({"init": "PRETRAINED", "model.width": 64}, "--model.width"),
     "a fine-tuned run to start from": ({"init": "FINETUNED"}, "is a fine-tuning run"),
     "a damaged start": ({"init": "DAMAGED"}, "has no complete checkpoint"),
+    "a checkpoint with a flipped bit": ({"init": "FLIPPED"}, "is damaged: its sha256"),
     "more held out than there are": ({"validation.videos": 64}, "lower validation.videos"),
     "other words": ({"init": "PRETRAINED", "data.tokenizer": "OTHER"}, "other words"),
     "weights split among ranks": ({"stage": 3}, "set zero_optimization.stage to 0, 1 or 2"),
@@ -132,13 +133,18 @@ def test_what_cannot_work_is_refused_in_one_line(
 ) -> None:
     fields, said = REFUSED[name]
     damaged, other = launcher.folder / "damaged", launcher.folder / "other"
+    flipped = launcher.folder / "flipped" / "checkpoints" / "step_00000002"
     if not damaged.exists():
         shutil.copytree(pretrained, damaged)
         weights = next(damaged.glob("checkpoints/step_*/weights.safetensors"))
         weights.write_bytes(weights.read_bytes()[:-1])
+        shutil.copytree(pretrained, flipped.parent.parent)
+        content = bytearray((flipped / "weights.safetensors").read_bytes())
+        content[-1] ^= 1
+        (flipped / "weights.safetensors").write_bytes(content)
         other.mkdir()
         train_wordpiece(["other words than the corpus has"], 100).save(other)
-    places = {"PRETRAINED": pretrained, "FINETUNED": finetuned, "DAMAGED": damaged, "OTHER": other}
+    places = {"PRETRAINED": pretrained, "FINETUNED": finetuned, "DAMAGED": damaged, "FLIPPED": flipped, "OTHER": other}
     given: dict[str, Any] = {field: places.get(str(value), value) for field, value in fields.items()}
     if "init" in given:
         given = {**{field: None for field in TINY_FINETUNE if field.startswith("model.")}, **given}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simvtp_ds.config import MaskConfig, ModelConfig, PretrainConfig, RunConfig
+from simvtp_ds.config import ContrastiveConfig, MaskConfig, ModelConfig, PretrainConfig, RunConfig, ScheduleConfig
 from simvtp_ds.config_files import load_config, save_config
 from simvtp_ds.data_config import DataConfig
 
@@ -39,6 +39,12 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> 
         ("masks.tube_ratio", lambda: MaskConfig(tube_ratio=1.0)),
         ("masks.word_ratio", lambda: MaskConfig(word_ratio=-0.1)),
         ("run.keep", lambda: RunConfig(keep=0)),
+        ("run.step_timeout", lambda: RunConfig(step_timeout=0)),
+        ("schedule.warmup_epochs", lambda: ScheduleConfig(warmup_epochs=-1)),
+        ("contrastive.temperature", lambda: ContrastiveConfig(temperature=0.0)),
+        ("contrastive.temperature", lambda: ContrastiveConfig(temperature=-1.0)),
+        ("model.depth", lambda: ModelConfig(depth=0)),
+        ("model.text_dropout", lambda: ModelConfig(text_dropout=2.0)),
         ("data.image_size 225", lambda: PretrainConfig(data=DataConfig(image_size=225))),
         ("data.num_frames 15", lambda: PretrainConfig(data=DataConfig(num_frames=15))),
         ("model.width 770", lambda: PretrainConfig(model=ModelConfig(width=770))),

@@ -171,6 +171,7 @@ def test_a_missing_file_names_the_one_with_a_similar_name(tmp_path):
         ({"bfloat16": {"enabled": True}}, "'bf16' and 'bfloat16' are one section under two names"),
         ({"bf16": None, "fp16": {"enabled": True}, "zero_optimization__stage": 0}, "never scales the loss there"),
         ({"bf16": None, "fp16": {"enabled": True}, "zero_optimization": None}, "to 1 or 2"),
+        ({"zero_optimization__stage": 0}, "would be rounded to bf16"),
         ({"gradient_clipping": None}, "'gradient_clipping' is missing, and DeepSpeed would clip at 1.0 unasked"),
         ({"gradient_clipping": -1}, "'gradient_clipping' must be a number of 0 or more, not -1"),
         ({"optimizer": None}, "'optimizer' is missing"),

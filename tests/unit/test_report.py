@@ -88,3 +88,10 @@ def test_what_is_missing_is_named(tmp_path: Path, name: str, made_by: str) -> No
     (tmp_path / name).unlink()
     with pytest.raises(ValueError, match=f"{name} is missing.*{made_by}"):
         build_report(tmp_path)
+
+
+def test_a_fine_tuning_run_is_sent_to_the_run_that_it_started_from(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "total": 1.0, "vtc": 1.0, "vtm": 0.0}\n')
+    with pytest.raises(ValueError, match=r"is not a run of launch/pretrain\.py"):
+        build_report(tmp_path)
