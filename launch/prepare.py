@@ -179,13 +179,14 @@ def report_packed(summary, folder: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 at least one caption is usable, 1 none is or the input or DIR is at fault, 130 interrupted."""
     options = vars(parser().parse_args(arguments))
-    from simvtp_ds.data.pack import check_settings, pack
+    from simvtp_ds.data.pack import check_out, check_settings, pack
     from simvtp_ds.data.prepare import PrepareError, prepare
     from simvtp_ds.progress import progress
 
     out = writing = options["out"]
     try:
         config = pack_config(options)
+        check_out(out)
         if folder := options.pop("pack"):
             check_settings(out, folder, config)
         with progress("probing", "files") as on_progress:

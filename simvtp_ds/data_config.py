@@ -34,7 +34,7 @@ class StorageConfig:
     def __post_init__(self) -> None:
         for name in ("cache_gib", "timeout"):
             value = getattr(self, name)
-            require(value > 0, f"data.storage.{name} is {value}; it must be above 0")
+            require(0 < value <= 1e9, f"data.storage.{name} is {value}; it must be above 0, and at most 1e9")
         require(self.retries >= 0, f"data.storage.retries is {self.retries}; give a number, or 0 for none")
 
 

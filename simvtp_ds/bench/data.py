@@ -138,7 +138,7 @@ def run(options: argparse.Namespace) -> dict:
     Raises:
         BenchError, ManifestError: Nothing can be timed. OSError: OUT cannot be written.
     """
-    for name in ("clips", "rounds", "workers"):
+    for name in ("clips", "rounds", "workers", "frames"):
         if getattr(options, name) < 1:
             raise BenchError(f"--{name} is {getattr(options, name)}; give at least 1")
     if options.packed and not options.manifest:

@@ -19,7 +19,9 @@ import numpy as np
 
 from simvtp_ds.data.manifest import Clip, Manifest
 from simvtp_ds.data.order import Draws, Shuffle, full_steps, replacement_row, stream
+from simvtp_ds.data.storage import resolve
 
+OWN_TRIES = 3  # replacements of a clip that come from its own corpus
 LONGEST_PERIOD = 10_000  # places; what finding a step costs at most, besides its own rows
 
 
@@ -60,7 +62,7 @@ class Mixture:
                 f"data.storage.root is {root}, where every corpus of data.mixture has a folder of its own name, and "
                 f"the names are {', '.join(names)}: rename one"
             )
-        roots = [f"{root.rstrip('/')}/{name}" if root else "" for name in names]
+        roots = [resolve(name, "", root) if root else "" for name in names]
         return cls(
             [Manifest.open(folder, place) for folder, place in zip(weights, roots, strict=True)],
             list(weights.values()),
@@ -79,7 +81,12 @@ class Mixture:
         return MixtureOrder([len(corpus) for corpus in self.corpora], self._counts, global_batch, seed)
 
     def replacement(self, seed: int, epoch: int, index: int, attempt: int) -> int:
-        """Another row of the same corpus, see `replacement_row`."""
+        """Another row of the same corpus, see `replacement_row`; after `OWN_TRIES` of them one of all corpora.
+
+        A corpus may hold a single video, or no good one: that must not end the run.
+        """
+        if attempt > OWN_TRIES:
+            return replacement_row(seed, epoch, index, attempt, len(self))
         corpus = self._corpus(index)
         return self._starts[corpus] + replacement_row(seed, epoch, index, attempt, len(self.corpora[corpus]))
 
@@ -121,8 +128,10 @@ class MixtureOrder:
         epochs, places = np.divmod(numbers, self._sizes[corpora])
         rows = self._starts[corpora]
         for corpus, shuffle in enumerate(self._shuffles):
-            for epoch in np.unique(epochs[corpora == corpus]):
-                here = (corpora == corpus) & (epochs == epoch)
+            mine = np.flatnonzero(corpora == corpus)
+            each, firsts = np.unique(epochs[mine], return_index=True)  # ascending, as the numbers of a corpus are
+            # Of no place np.split makes one empty part.
+            for epoch, here in zip(each, np.split(mine, firsts[1:]), strict=False):
                 rows[here] += shuffle.rows(int(epoch), places[here])
         return Draws(rows, epochs)
 

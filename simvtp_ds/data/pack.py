@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from simvtp_ds.data.videos import Videos
 from simvtp_ds.files import replacing
 
 SETTINGS, LOCK = "pack.json", ".lock"
+_ELSEWHERE = "choose another folder, or delete this one"
 _VERSION = 1  # raise it when the same videos give other shards
 
 
@@ -41,8 +43,8 @@ class PackConfig:
     shard_mib: float = 512.0
 
     def __post_init__(self) -> None:
-        if self.shard_mib <= 0:
-            raise ValueError(f"--shard-mib is {self.shard_mib:g}; give more than 0")
+        if not 0 < self.shard_mib < math.inf:
+            raise ValueError(f"--shard-mib is {self.shard_mib:g}; give a number above 0")
 
 
 def check_settings(out: str | Path, folder: str | Path, config: PackConfig, fingerprint: str = "") -> None:
@@ -63,12 +65,19 @@ def check_settings(out: str | Path, folder: str | Path, config: PackConfig, fing
         if (folder / FILE_NAME).exists():
             raise PackError(f"{folder}: holds a manifest that was not packed; choose another folder") from None
         return
+    except (OSError, ValueError) as error:
+        raise PackError(f"{folder / SETTINGS}: not the settings of a packed set ({error}); {_ELSEWHERE}") from None
+    if not isinstance(old, dict):
+        raise PackError(f"{folder / SETTINGS}: not the settings of a packed set; {_ELSEWHERE}")
     for name, value in _settings(config, fingerprint).items():
         if value != old.get(name) and not (name == "manifest" and not fingerprint):
-            raise PackError(
-                f"{folder} was packed with {name} {old.get(name)}, asked for is {value}; choose another folder, "
-                "or delete this one"
-            )
+            raise PackError(f"{folder} was packed with {name} {old.get(name)}, asked for is {value}; {_ELSEWHERE}")
+
+
+def check_out(out: str | Path) -> None:
+    """PackError where `out` is a packed set: preparing into it would put another manifest beside its shards."""
+    if (Path(out) / SETTINGS).exists():
+        raise PackError(f"--out {out} is a packed set; give --out another folder")
 
 
 def pack(
@@ -101,7 +110,7 @@ def pack(
         finished = finished_shards(folder)
         if unfinished(finished, len(videos)) or not (folder / FILE_NAME).exists():
             (folder / FILE_NAME).unlink(missing_ok=True)  # of shards that are gone
-            with PackPool(workers, folder, config.encoding, timeout) as pool:
+            with PackPool(min(workers, len(videos)), folder, config.encoding, timeout) as pool:
                 packer = Packer(videos, folder, config.encoding, int(config.shard_mib * 2**20), pool, finished)
                 packer.run(show, ahead=4 * workers)
                 _check(pool, folder, finished, show)

@@ -15,7 +15,7 @@ import av.logging
 
 from simvtp_ds.data.pool import Pool
 from simvtp_ds.data.probe import Probe, probe_file
-from simvtp_ds.data.shards import Index, Packed, Shard, loads_packed, write_shard
+from simvtp_ds.data.shards import Index, Packed, Shard, check_mounted, loads_packed, write_shard
 from simvtp_ds.data.transcode import Encoding, transcode
 
 WORK = "work"  # folder of transcoded videos that are in no shard yet
@@ -112,12 +112,14 @@ def _transcode(folder: Path, encoding: Encoding, task: Transcode) -> Packed:
     """Transcodes, writes, and looks at what is on disk as `prepare` looks at any file.
 
     Raises:
-        OSError: The folder cannot be written. What is wrong with the video is told in the result.
+        OSError: The folder cannot be written, or that of the video is gone. What is wrong with the video itself is told
+            in the result.
     """
     path = work_path(folder, task.video)
     try:
         content = transcode(task.path, task.frames, task.fps, encoding)
     except Exception as error:  # whatever a library raises on odd bytes: this video is refused, the others go on
+        check_mounted(task.path)
         packed = Packed(Probe(f"not transcoded: {error or type(error).__name__}"))
     else:
         with path.open("wb") as file:

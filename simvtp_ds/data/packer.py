@@ -18,6 +18,7 @@ from simvtp_ds.progress import OnProgress
 
 Show: TypeAlias = Callable[[str, str], AbstractContextManager[OnProgress]]  # `progress` or `silence`
 _TEXTS = (".txt", ".json")  # extensions that the other members of a video have
+_LONGEST_SUFFIX = 16  # bytes; a name of more than 100 takes blocks of its own in a tar, which `room` does not count
 
 
 class PackError(RuntimeError):
@@ -65,7 +66,8 @@ class Packer:
         self._ready: dict[int, Packed] = {}  # not in a shard yet, because one before is not ready
         self._entries: list[Entry] = []  # of the shard that fills
         self._size = self._busy = self._done = 0
-        waiting = [int(path.stem) for path in (folder / WORK).glob("*.json")]  # of an earlier run
+        names = [path.stem for path in (folder / WORK).glob("*.json")]  # of an earlier run
+        waiting = [int(name) for name in names if name.isdecimal()]
         self._total = sum(
             span.end - span.first - sum(span.first <= video < span.end for video in waiting) for span in self._spans
         )
@@ -151,6 +153,6 @@ class Packer:
         path, suffix = clip.uri, Path(clip.uri).suffix.lower()
         if self._encoding:
             path, suffix = str(work_path(self._folder, video)), ".mp4"
-        elif not suffix[1:].isalnum() or suffix in _TEXTS:
+        elif not suffix[1:].isalnum() or suffix in _TEXTS or len(suffix.encode()) > _LONGEST_SUFFIX:
             suffix = ".video"
         return Entry(f"{video:09d}", path, suffix, clip.clip_id, captions, packed)

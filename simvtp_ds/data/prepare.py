@@ -72,7 +72,7 @@ def prepare(
         OSError: `out` cannot be written. What it held before is still whole.
     """
     annotations, out = Path(annotations), Path(out)
-    if workers < 1 or timeout <= 0:
+    if workers < 1 or not timeout > 0:  # neither is NaN
         raise PrepareError(f"workers is {workers} and timeout {timeout:g} s; expected at least 1 and more than 0")
     found = read_annotations(annotations, format, split, names)
     root = Path(videos) if videos else annotations.parent

@@ -133,6 +133,7 @@ def _add(tar: tarfile.TarFile, entry: Entry) -> Packed:
     try:
         content = Path(entry.path).read_bytes()
     except OSError as error:
+        check_mounted(entry.path)
         return Packed(Probe(f"file unreadable: {error.strerror}"))
     digest = hashlib.sha256(content).hexdigest()
     if len(content) != packed.length or packed.sha256 not in ("", digest):
@@ -145,6 +146,13 @@ def _add(tar: tarfile.TarFile, entry: Entry) -> Packed:
         info.size, info.mode, info.mtime = len(data), 0o644, 0
         tar.addfile(info, io.BytesIO(data))
     return replace(packed, sha256=digest, offset=offset)
+
+
+def check_mounted(path: str) -> None:
+    """OSError where a file is gone with all that lay beside it: a file server that is away comes back."""
+    folder = Path(path).parent
+    if not Path(path).exists() and not (folder.is_dir() and any(folder.iterdir())):
+        raise OSError(f"{folder}, the folder of {Path(path).name}, is gone or empty: mount it again")
 
 
 def _read_back(path: Path, members: dict[str, Packed]) -> None:
@@ -166,10 +174,15 @@ def _read_back(path: Path, members: dict[str, Packed]) -> None:
 
 
 def finished_shards(folder: Path) -> list[Index]:
-    """Shards with an index and a file of the right size, by number."""
+    """Shards with a whole index and a file of the right size, by number."""
     found = []
     for path in sorted((folder / INDEX).glob("[0-9]*.jsonl")):
-        index = read_index(path)
+        try:
+            index = read_index(path)
+        except (ValueError, TypeError):
+            continue  # damaged: the shard is written again
+        if path.read_bytes().count(b"\n") != 1 + index.end - index.first:
+            continue  # videos would be taken for others
         shard = folder / index.uri
         if (shard.stat().st_size if shard.is_file() else 0) == index.size:
             found.append(index)

@@ -42,7 +42,7 @@ def resolve(uri: str, folder: str | Path, root: str = "") -> str:
     if is_url(uri) or uri.startswith("/"):
         return uri
     base = root or str(folder)
-    return f"{base.rstrip('/')}/{uri}" if is_url(base) else str(Path(base, uri).absolute())
+    return f"{base}{'' if base.endswith('/') else '/'}{uri}" if is_url(base) else str(Path(base, uri).absolute())
 
 
 class ByteRange:
@@ -84,7 +84,10 @@ def open_source(source: Source, storage: StorageConfig = DEFAULTS) -> Iterator[s
     """
     if is_url(source.uri):
         yield BytesIO(read_source(source, storage))
-    elif source.offset == 0 and source.length == Path(source.uri).stat().st_size:
+    elif source.offset == 0:  # a loose file: in a shard a header comes first
+        size = Path(source.uri).stat().st_size
+        if size != source.length:
+            raise OSError(f"{source.uri}: {size} bytes, {source.length} when it was prepared; prepare it again")
         yield source.uri
     else:
         part = ByteRange(source)

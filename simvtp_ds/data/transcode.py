@@ -28,6 +28,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 SWSCALE = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 UNKNOWN_RATE = 25.0  # frames a second of a file that does not say
 SKIPPABLE = 3  # frames in a row that no other refers to
+_LONGEST_GOP = 1_000_000  # x264 counts in 32 bits, and takes what is beyond for something else
 _MAX_UNITS = 10_000_000  # a second; finer time bases are broken headers
 
 _Timed: TypeAlias = tuple[Fraction, VideoFrame]  # seconds since the first frame
@@ -50,8 +51,8 @@ class Encoding:
     def __post_init__(self) -> None:
         if self.short_side and (self.short_side < 16 or self.short_side % 2):
             raise ValueError(f"--short-side is {self.short_side}; give an even number of pixels from 16")
-        if self.gop < 1:
-            raise ValueError(f"--gop is {self.gop}; give at least 1 frame")
+        if not 1 <= self.gop <= _LONGEST_GOP:
+            raise ValueError(f"--gop is {self.gop}; give 1 to {_LONGEST_GOP} frames")
         if not 0 <= self.frames_per_second <= 1000:
             raise ValueError(f"--frames-per-second is {self.frames_per_second:g}; give a rate above 0 and up to 1000")
 

@@ -77,6 +77,8 @@ def test_what_cannot_be_timed_is_an_error_that_says_why(tmp_path: Path) -> None:
         fails("--packed", str(tmp_path))
     with pytest.raises(BenchError, match="--clips is 0"):
         fails("--clips", "0")
+    with pytest.raises(BenchError, match="--frames is -1"):
+        fails("--frames", "-1")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         fails("--out", str(tmp_path / "file"))

@@ -142,9 +142,14 @@ def test_a_mixture_reads_as_the_rows_of_one_corpus_after_the_other(folders: list
 
 def test_a_bad_clip_is_replaced_by_clips_of_its_own_corpus(folders: list[Path]) -> None:
     mixture = Mixture.open({str(folder): 1.0 for folder in folders})
-    found = [mixture.replacement(0, 2, 4, attempt) for attempt in range(1, 200)]
+    found = [mixture.replacement(0, epoch, 4, attempt) for epoch in range(70) for attempt in range(1, 4)]
     assert set(found) == {3, 4, 5, 6, 7}
-    assert found == [mixture.replacement(0, 2, 4, attempt) for attempt in range(1, 200)]
+    assert found == [mixture.replacement(0, epoch, 4, attempt) for epoch in range(70) for attempt in range(1, 4)]
+
+
+def test_a_corpus_without_a_good_clip_or_of_one_video_borrows_from_the_others(folders: list[Path]) -> None:
+    mixture = Mixture.open({str(folder): 1.0 for folder in folders})
+    assert {mixture.replacement(0, 2, 4, attempt) for attempt in range(4, 400)} == set(range(len(mixture)))
 
 
 def test_the_fingerprint_tells_corpora_and_shares_apart_but_not_places(folders: list[Path]) -> None:
@@ -170,9 +175,9 @@ def test_a_step_of_huge_corpora_late_in_the_run_is_found_in_milliseconds() -> No
     order = MixtureOrder([10_000_000, 2_500_000, 300], deal([5, 4, 1]), 8192, 0)
     timings = []
     for step in range(1_000_000, 1_000_010):
-        began = time.perf_counter()
+        began = time.thread_time()  # the machine may be busy with something else
         order.at(step)
-        timings.append(time.perf_counter() - began)
+        timings.append(time.thread_time() - began)
     assert min(timings) < 0.03
     with pytest.raises(ValueError, match="10 rows, one step needs 16"):
         MixtureOrder([4, 6], [1, 1], 16, 0)

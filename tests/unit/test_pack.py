@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from test_probe import write_video
 from webdataset.compat import WebDataset
 
 from simvtp_ds.data.manifest import Clip, Manifest
-from simvtp_ds.data.pack import PackConfig, PackError, check_settings, pack
+from simvtp_ds.data.pack import PackConfig, PackError, check_out, check_settings, pack
 from simvtp_ds.data.pack_result import PackSummary
 from simvtp_ds.data.prepare import prepare
 from simvtp_ds.data.probe import probe_file
@@ -160,3 +161,65 @@ def test_other_settings_and_other_folders_are_refused_with_both_values(out, plai
         check_settings(tmp_path, out, PLAIN)
     check_settings(out, plain, PLAIN)
     check_settings(out, tmp_path / "new", PLAIN)
+    check_out(out)
+    with pytest.raises(PackError, match="is a packed set; give --out another folder"):
+        check_out(plain)
+
+
+@pytest.mark.parametrize("settings", ["", "{", "[]", "\x00\xff"])
+def test_damaged_settings_are_refused_by_name(out, tmp_path, settings):
+    (tmp_path / "pack.json").write_bytes(settings.encode("latin-1"))
+    with pytest.raises(PackError, match=r"pack\.json: not the settings of a packed set"):
+        check_settings(out, tmp_path, PLAIN)
+
+
+@pytest.mark.parametrize("shard_mib", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_size_of_shards_that_is_none_is_refused(shard_mib):
+    with pytest.raises(ValueError, match="--shard-mib is"):
+        PackConfig(shard_mib=shard_mib)
+
+
+@pytest.mark.parametrize("gop", [0, 2**31])
+def test_a_gop_that_x264_would_take_for_another_is_refused(gop):
+    with pytest.raises(ValueError, match="--gop is"):
+        Encoding(gop=gop)
+
+
+@pytest.mark.parametrize("damage", ["emptied", "another object", "a line short", "a line too many"])
+def test_a_damaged_index_has_its_shard_written_again(out, plain, tmp_path, damage):
+    before = content(plain)
+    shutil.copytree(plain, tmp_path / "set")
+    (tmp_path / "set/work").mkdir()
+    (tmp_path / "set/work/notes.json").touch()  # somebody else's
+    index = tmp_path / "set/index/000001.jsonl"
+    lines = index.read_text().splitlines(keepends=True)
+    changed = {"emptied": [], "another object": ["{}\n", *lines[1:]], "a line short": lines[:-1]}
+    index.write_text("".join(changed.get(damage, [*lines, lines[-1]])))
+    packed(out, tmp_path / "set", PLAIN)
+    assert content(tmp_path / "set") == before
+
+
+def test_a_file_with_a_very_long_extension_is_packed(tmp_path):
+    name = "x." + "a" * 120
+    write_video(tmp_path / "0.mp4", 8)
+    (tmp_path / "0.mp4").rename(tmp_path / name)
+    (tmp_path / "captions.json").write_text(json.dumps({name: "a ball"}))
+    prepare(tmp_path / "captions.json", tmp_path / "out")
+    packed(tmp_path / "out", tmp_path / "set", PLAIN)
+    (clip,) = rows(tmp_path / "set")
+    assert read_source(clip.source) == (tmp_path / name).read_bytes()
+
+
+@pytest.mark.parametrize("config", [PLAIN, SMALL])
+def test_a_file_server_that_is_away_stops_the_packing_and_costs_no_video(tmp_path, config):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in range(2):
+        write_video(videos / f"{number}.mp4", 8)
+    (tmp_path / "captions.json").write_text(json.dumps({f"{number}.mp4": "a ball" for number in range(2)}))
+    prepare(tmp_path / "captions.json", tmp_path / "out", videos)
+    videos.rename(tmp_path / "away")
+    with pytest.raises(PackError, match=r"gone or empty: mount it again; the same command goes on"):
+        packed(tmp_path / "out", tmp_path / "set", config)
+    (tmp_path / "away").rename(videos)
+    assert packed(tmp_path / "out", tmp_path / "set", config).videos == 2

@@ -46,6 +46,7 @@ def short_pauses(monkeypatch):
         ("shards/000000.tar", "/root", "/root/shards/000000.tar"),
         ("shards/000000.tar", "s3://bucket/set/", "s3://bucket/set/shards/000000.tar"),
         ("shards/000000.tar", "s3://bucket/set", "s3://bucket/set/shards/000000.tar"),
+        ("shards/000000.tar", "memory://", "memory://shards/000000.tar"),
     ],
 )
 def test_relative_names_start_from_the_root_else_from_the_manifests_folder(uri, root, found):
