@@ -6,6 +6,7 @@ Imports nothing heavy: decoder processes that read local files never load fsspec
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -85,9 +86,9 @@ def open_source(source: Source, storage: StorageConfig = DEFAULTS) -> Iterator[s
     if is_url(source.uri):
         yield BytesIO(read_source(source, storage))
     elif source.offset == 0:  # a loose file: in a shard a header comes first
-        size = Path(source.uri).stat().st_size
-        if size != source.length:
-            raise OSError(f"{source.uri}: {size} bytes, {source.length} when it was prepared; prepare it again")
+        info = Path(source.uri).stat()
+        if stat.S_ISREG(info.st_mode) and info.st_size != source.length:
+            raise OSError(f"{source.uri}: {info.st_size} bytes, {source.length} when it was prepared; prepare it again")
         yield source.uri
     else:
         part = ByteRange(source)

@@ -268,6 +268,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, how):
     for i in range(1, 30):
         (folder / f"{i}.mp4").hardlink_to(path)
     (folder / "captions.json").write_text(json.dumps({f"{i}.mp4": f"number {i}" for i in range(30)}))
+    out = tmp_path
     for attempt in range(3):
         out = tmp_path / f"out{attempt}"
         command = [sys.executable, SCRIPT, folder / "captions.json", "--out", out, "--workers", "1"]
