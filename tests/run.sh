@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that must hold: lint, format, types, unit tests, integration tests.
-#   bash tests/run.sh            all of it (about 15 minutes on two cores)
+#   bash tests/run.sh            all of it (about 20 minutes on two cores)
 #   bash tests/run.sh --unit     without the integration tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
