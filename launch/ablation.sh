@@ -24,13 +24,13 @@ one() { # VARIANT SEED: pre-train, score, fine-tune, score
   [ -f "$folder/finetuned.json" ] && return
   mkdir -p "$folder"
   if [ "$variant" != scratch ]; then
-    python launch/pretrain.py --preset quickstart --deepspeed_config "$RUN/pretrain.json" --data.manifest "$RUN/train" \
+    python launch/pretrain.py --preset quickstart --deepspeed_config "$RUN/quickstart.json" --data.manifest "$RUN/train" \
       --run.dir "$folder" --run.seed "$seed" --schedule.epochs "$EPOCHS" --schedule.warmup_epochs 2 "${options[@]}"
     trained "$folder"
     python launch/evaluate.py --checkpoint "$folder" --manifest "$RUN/test" --out "$folder/zero_shot.json"
     init=(--init "$folder")
   fi
-  python launch/finetune.py --preset quickstart_finetune --deepspeed_config "$RUN/finetune.json" "${init[@]}" \
+  python launch/finetune.py --preset quickstart_finetune --deepspeed_config "$RUN/quickstart_finetune.json" "${init[@]}" \
     --data.manifest "$RUN/train" --run.dir "$folder/finetuned" --run.seed "$seed" \
     --schedule.epochs "$FINETUNE_EPOCHS" --validation.videos 0
   trained "$folder/finetuned"
@@ -52,8 +52,8 @@ python launch/render_corpus.py --out "$RUN/videos" --train "$CLIPS" --test "$TES
 python launch/prepare.py "$RUN/videos/train.json" --out "$RUN/train" --vocab-size 1000
 python launch/prepare.py "$RUN/videos/test.json" --out "$RUN/test" --tokenizer "$RUN/train"
 # The quickstart's settings for one process: it takes the clips of both ranks.
-for name in pretrain finetune; do
-  python - "ds_configs/quickstart$([ $name = finetune ] && echo _finetune || true).json" "$RUN/$name.json" <<'PY'
+for name in quickstart quickstart_finetune; do
+  python - "ds_configs/$name.json" "$RUN/$name.json" <<'PY'
 import json, sys
 config = json.load(open(sys.argv[1]))
 config["train_micro_batch_size_per_gpu"] *= 2

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeAlias
 
 EVERY = 5.0  # seconds between two lines
 
 OnProgress: TypeAlias = Callable[[int, int], None]  # (done, total)
+Show: TypeAlias = Callable[[str, str], AbstractContextManager[OnProgress]]  # `progress` or `silence`
 
 
 @contextmanager

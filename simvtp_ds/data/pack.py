@@ -19,11 +19,12 @@ from pathlib import Path
 from simvtp_ds.data.manifest import FILE_NAME, Manifest
 from simvtp_ds.data.pack_result import PackSummary, write_results
 from simvtp_ds.data.pack_tasks import WORK, Check, Fault, PackPool
-from simvtp_ds.data.packer import Packer, PackError, Show, unfinished
+from simvtp_ds.data.packer import Packer, PackError, unfinished
 from simvtp_ds.data.shards import INDEX, SHARDS, Index, finished_shards
 from simvtp_ds.data.transcode import Encoding
 from simvtp_ds.data.videos import Videos
 from simvtp_ds.files import replacing
+from simvtp_ds.progress import Show
 
 SETTINGS, LOCK = "pack.json", ".lock"
 _ELSEWHERE = "choose another folder, or delete this one"

@@ -17,6 +17,7 @@ from simvtp_ds.data.pool import Pool
 from simvtp_ds.data.probe import Probe, probe_file
 from simvtp_ds.data.shards import Index, Packed, Shard, check_mounted, loads_packed, write_shard
 from simvtp_ds.data.transcode import Encoding, transcode
+from simvtp_ds.files import sha256
 
 WORK = "work"  # folder of transcoded videos that are in no shard yet
 
@@ -99,8 +100,7 @@ def _work(folder: Path, encoding: Encoding | None, task: Task) -> Result:
             case Shard():
                 return write_shard(folder, task)
             case Check(index):
-                with (folder / index.uri).open("rb") as file:
-                    return hashlib.file_digest(file, "sha256").hexdigest() == index.sha256
+                return sha256(folder / index.uri) == index.sha256
             case Transcode():
                 assert encoding is not None
                 return _transcode(folder, encoding, task)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from simvtp_ds.data.pack_tasks import WORK, Fault, PackPool, Transcode, read_work, remove_work, work_path
 from simvtp_ds.data.pool import Crashed, Hung
@@ -14,9 +12,8 @@ from simvtp_ds.data.probe import Probe, no_result
 from simvtp_ds.data.shards import Entry, Index, Packed, Shard, room
 from simvtp_ds.data.transcode import Encoding
 from simvtp_ds.data.videos import Videos
-from simvtp_ds.progress import OnProgress
+from simvtp_ds.progress import Show
 
-Show: TypeAlias = Callable[[str, str], AbstractContextManager[OnProgress]]  # `progress` or `silence`
 _TEXTS = (".txt", ".json")  # extensions that the other members of a video have
 _LONGEST_SUFFIX = 16  # bytes; a name of more than 100 takes blocks of its own in a tar, which `room` does not count
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simvtp_ds.data.probe import Probe
-from simvtp_ds.files import replacing
+from simvtp_ds.files import replacing, sha256
 
 SHARDS, INDEX = "shards", "index"  # folders of a packed set
 _BLOCK = tarfile.BLOCKSIZE
@@ -112,10 +112,7 @@ def write_shard(folder: Path, shard: Shard) -> Index:
             members = [_add(tar, entry) for entry in shard.entries]
         used = {e.key + e.suffix: m for e, m in zip(shard.entries, members, strict=True) if not m.probe.reason}
         _read_back(temporary, used)
-        with temporary.open("rb") as file:
-            index = index._replace(
-                size=temporary.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest()
-            )
+        index = index._replace(size=temporary.stat().st_size, sha256=sha256(temporary))
     if not used:
         path.unlink()
         index = index._replace(size=0, sha256="")

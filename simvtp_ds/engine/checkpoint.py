@@ -8,7 +8,6 @@ RUN/checkpoints/step_00001000/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 from simvtp_ds.engine.failures import TrainingError
 from simvtp_ds.engine.ranks import Control, Rank
+from simvtp_ds.files import sha256
 
 RECORD = "checkpoint.json"
 
@@ -34,12 +34,6 @@ class Position:
     seed: int
     manifest: str  # fingerprint
     model: str  # the model's configuration, as one string
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def record_of(folder: Path) -> dict[str, Any]:

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from simvtp_ds.config import ModelConfig, check_sizes
@@ -19,9 +17,9 @@ from simvtp_ds.data.examples import RetrievalExamples
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.data.videos import Videos
 from simvtp_ds.ds_settings import DeepSpeedSettings
-from simvtp_ds.engine.checkpoint import find_checkpoint, record_of, sha256
+from simvtp_ds.engine.checkpoint import find_checkpoint
 from simvtp_ds.engine.run import Job, open_manifest, steps_per_epoch
-from simvtp_ds.engine.saving import WEIGHTS
+from simvtp_ds.engine.saving import WEIGHTS, read_weights
 from simvtp_ds.engine.schedule import build_schedule
 from simvtp_ds.engine.train import Trainer, seed_dropout
 from simvtp_ds.finetune_config import FinetuneConfig
@@ -55,12 +53,7 @@ def open_start(path: str) -> Start:
     run, folder = find_checkpoint(Path(path))
     if saved_class(run / "config.yaml") is FinetuneConfig:
         raise ValueError(f"init {path} is a fine-tuning run: name the pre-training run that it started from")
-    if sha256(folder / WEIGHTS) != record_of(folder)["files"][WEIGHTS]["sha256"]:  # not checked where `path` names it
-        raise ValueError(f"{folder / WEIGHTS} is damaged: its sha256 is not the one that was written")
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / WEIGHTS} cannot be read ({error}): name another checkpoint as --init") from error
+    weights, _ = read_weights(folder, WEIGHTS)
     return Start(folder, load_config(run / "config.yaml").model, Tokenizer.load(run / "tokenizer"), weights)
 
 

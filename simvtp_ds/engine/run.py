@@ -15,7 +15,7 @@ from typing import IO, Any
 import torch
 
 from simvtp_ds.config import PretrainConfig
-from simvtp_ds.config_files import load_config, save_config, saved_class
+from simvtp_ds.config_files import save_config
 from simvtp_ds.data.backend import choose_backend
 from simvtp_ds.data.examples import Examples
 from simvtp_ds.data.loader import Loader
@@ -28,6 +28,7 @@ from simvtp_ds.engine.ema import Ema
 from simvtp_ds.engine.failures import TrainingError, Watchdog
 from simvtp_ds.engine.meters import BadClipLog, Journal
 from simvtp_ds.engine.ranks import Control, Rank, connect
+from simvtp_ds.engine.resume import check_inputs, find_start
 from simvtp_ds.engine.schedule import Schedule
 from simvtp_ds.engine.train import Trainer, start_engine
 from simvtp_ds.finetune_config import FinetuneConfig
@@ -126,46 +127,6 @@ def inner_optimizer(engine: Any) -> Any:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def find_start(run: Path, resume: str, rank: Rank, control: Control, warn: Callable[[str], None]) -> Path | None:
-    """The checkpoint to start from; None: from the beginning.
-
-    Raises:
-        TrainingError: the named checkpoint is not complete, all of the run's are damaged, or the run has some and
-            was told not to resume.
-    """
-    existing = control.gather([p.name for p in checkpoint.steps_of(run)])[0]
-    if resume == "none":
-        if existing:
-            raise TrainingError(f"{run} has checkpoints, and --resume is none: use --resume auto or another --run.dir")
-        return None
-    if resume != "auto":
-        return checkpoint.agree_on([Path(resume)], rank, control, warn)
-    if not existing:
-        return None
-    return checkpoint.agree_on([run / "checkpoints" / name for name in existing], rank, control, warn)
-
-
-def check_inputs(folder: Path, job: Job) -> None:
-    """What a checkpoint's record does not tell, but its run's folder does: the words and the weights it started from.
-
-    Raises:
-        TrainingError: they are others now. Words of another tokenizer of the same size would train on as nonsense; a
-            model to start from would not be read at all.
-    """
-    run = folder.resolve().parent.parent
-    words, saved = run / "tokenizer", run / "config.yaml"
-    if words.is_dir() and not Tokenizer.load(words).same_words(job.tokenizer):
-        raise TrainingError(f"cannot go on from {folder}: the tokenizer has other words than the one in {words}")
-    if not isinstance(job.config, FinetuneConfig) or not saved.is_file() or saved_class(saved) is not FinetuneConfig:
-        return
-    then, now = load_config(saved, FinetuneConfig).init, job.config.init
-    if bool(then) != bool(now) or Path(then).resolve() != Path(now).resolve():
-        raise TrainingError(
-            f"cannot go on from {folder}: init was {then or 'empty'}, is {now or 'empty'}. Start with the same --init, "
-            "or name another --run.dir"
-        )
-
-
 def open_journal(job: Job, run: Path, engine: Any, rank: Rank, hosts: list[str], first_step: int) -> Journal:
     """Write down what runs here, on the main rank."""
     save_config(job.config, run / "config.yaml")
@@ -215,7 +176,7 @@ def train(job: Job, rank: Rank, resume: str) -> str:
     folder = find_start(run, resume, rank, control, notes.append)
     if folder is not None:
         position = replace(position, step=checkpoint.check_position(folder, position))
-        check_inputs(folder, job)
+        check_inputs(folder, job.config, job.tokenizer)
 
     torch.manual_seed(config.seed)
     use_fast_norm_if_available()

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from simvtp_ds.engine.checkpoint import RECORD, Position, sha256, steps_of
+from simvtp_ds.engine.checkpoint import RECORD, Position, record_of, steps_of
 from simvtp_ds.engine.failures import TrainingError
 from simvtp_ds.engine.ranks import Control, Rank
-from simvtp_ds.files import replacing, sync_folder
+from simvtp_ds.files import replacing, sha256, sync_folder
 
 PARTIAL = ".partial-"
 WEIGHTS = "weights.safetensors"
@@ -38,6 +39,23 @@ def fp32_weights(engine: Any) -> dict[str, torch.Tensor]:
         full = safe_get_full_fp32_param(parameter)
         weights[name.removeprefix("model.")] = (parameter if full is None else full).detach().float().cpu().contiguous()
     return weights
+
+
+def read_weights(checkpoint: Path, name: str) -> tuple[dict[str, torch.Tensor], str]:
+    """A file of weights of a checkpoint and its sha256.
+
+    Raises:
+        ValueError: it is missing, or not what was written.
+    """
+    path, files = checkpoint / name, record_of(checkpoint)["files"]
+    if name not in files:
+        raise ValueError(f"{checkpoint} has no {name}, but {', '.join(sorted(files))}: name another checkpoint")
+    if sha256(path) != files[name]["sha256"]:
+        raise ValueError(f"{path} is damaged: its sha256 is not the one that was written; name another checkpoint")
+    try:
+        return load_file(path), files[name]["sha256"]
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): name another checkpoint") from error
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from simvtp_ds.evaluation.rerank import rerank
 from simvtp_ds.evaluation.retrieval import WAYS, score_columns, summarise
 from simvtp_ds.evaluation.retriever import Retriever, load_retriever
 from simvtp_ds.evaluation.share import Share
-from simvtp_ds.progress import OnProgress
+from simvtp_ds.progress import Show
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Setting:
     share: Share
     device: str
     say: Callable[[str], None]  # a line for people; silent except on the main rank
-    progress: Callable[[str, str], AbstractContextManager[OnProgress]]  # shown on the main rank
+    progress: Show  # on the main rank
 
 
 def honest(path: Path, request: Request, setting: Setting) -> dict[str, Any]:

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from simvtp_ds.config_files import load_config, saved_class
 from simvtp_ds.data.text import FILE_NAME, Tokenizer
 from simvtp_ds.data_config import DataConfig
-from simvtp_ds.engine.checkpoint import find_checkpoint, record_of, sha256
-from simvtp_ds.engine.saving import AVERAGE, WEIGHTS
+from simvtp_ds.engine.checkpoint import find_checkpoint
+from simvtp_ds.engine.saving import AVERAGE, WEIGHTS, read_weights
 from simvtp_ds.finetune_config import FinetuneConfig
 from simvtp_ds.model.retrieval import TwoTower
 from simvtp_ds.model.simvtp import SimVTP
@@ -36,12 +34,11 @@ class Retriever:
     identity: str  # hex digest of weights, sizes and tokenizer
 
 
-def load_retriever(path: Path, ema: bool | None = None) -> Retriever:
-    """The model of a run or a checkpoint, on the CPU.
+def load_retriever(path: Path) -> Retriever:
+    """The model of a run or a checkpoint, on the CPU; the moving average of its weights where the run keeps one.
 
     Args:
         path: A run folder (its newest undamaged checkpoint) or one of its checkpoints.
-        ema: Whether to take the moving average of the weights; None: where the run keeps one.
 
     Raises:
         ValueError: there is no such checkpoint, it is damaged, has no average, or does not fit its configuration.
@@ -55,13 +52,11 @@ def load_retriever(path: Path, ema: bool | None = None) -> Retriever:
     if config_class is FinetuneConfig:
         kind = "finetune"
         model: nn.Module = TwoTower(*sizes, shared=config.towers == "shared", match=matches)
-        if ema or (ema is None and config.ema_decay > 0):
+        if config.ema_decay > 0:
             name = AVERAGE
     else:
         kind = "pretrain"
         model = SimVTP(*sizes)
-        if ema:
-            raise ValueError(f"{run} is a pre-training run: it keeps no moving average of the weights")
     weights, digest = read_weights(checkpoint, name)
     fill(model, weights, checkpoint / name)
     words = hashlib.sha256((run / "tokenizer" / FILE_NAME).read_bytes()).hexdigest()
@@ -76,23 +71,6 @@ def load_retriever(path: Path, ema: bool | None = None) -> Retriever:
         temperature=config.objectives.contrastive.temperature,
         identity=hashlib.sha256(f"{kind} {digest} {words} {sizes}".encode()).hexdigest(),
     )
-
-
-def read_weights(checkpoint: Path, name: str) -> tuple[dict[str, Tensor], str]:
-    """A file of weights of a checkpoint and its sha256.
-
-    Raises:
-        ValueError: it is missing, or not what was written.
-    """
-    path, files = checkpoint / name, record_of(checkpoint)["files"]
-    if name not in files:
-        raise ValueError(f"{checkpoint} has no {name}, but {', '.join(sorted(files))}: name another checkpoint")
-    if sha256(path) != files[name]["sha256"]:
-        raise ValueError(f"{path} is damaged: its sha256 is not the one that was written; name another checkpoint")
-    try:
-        return load_file(path), files[name]["sha256"]
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): name another checkpoint") from error
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

@@ -109,20 +109,20 @@ def test_ten_kills_at_random_points_leave_the_same_shards_and_manifest(corpus, u
     random = np.random.default_rng(11)
     run = command(corpus, tmp_path / "out", tmp_path / "set")
     progress = []
-    for kill in range(10):
-        before = state(tmp_path / "set")
+    # The first two are killed wherever they are, the others at counts of results that leave the run work to do however
+    # fast the machine is.
+    for results in [0, 0, *range(3, VIDEOS * 2 // 3, 3)]:
         process = subprocess.Popen(run, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 120
-        if kill % 5 != 0:  # two of ten are killed wherever they are, the others once something new is there
-            while state(tmp_path / "set") == before and process.poll() is None and time.monotonic() < end:
-                time.sleep(0.002)
-        time.sleep(random.uniform(0.0, 0.25))
+        while results and state(tmp_path / "set") < results and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0.0, 1.0 if results == 0 else 0.05))
         assert process.poll() is None, "the run was over before it was killed: give it more to do"
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         progress.append(state(tmp_path / "set"))
     assert not (tmp_path / "set/manifest.arrow").exists()
-    assert len(set(progress)) > 5, "most of the kills came before anything was done"
+    assert len(set(progress)) > 3, "most of the kills came before anything was done"
     done = subprocess.run(run, capture_output=True, text=True, timeout=300, check=True)
     assert done.stderr == ""
     assert int(done.stdout.partition("packing: 0 of ")[2].split()[0]) < VIDEOS  # it went on from what was there

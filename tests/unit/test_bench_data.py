@@ -48,7 +48,6 @@ def test_frames_beside_the_wanted_ones_are_told_from_the_right_ones(clips: list[
 def test_decord_and_opencv_read_the_same_frames(clips: list[Clip]) -> None:
     cases = file_set("clips", clips, DataConfig(image_size=64)).cases
     ours = open_reader(OURS, 64)
-    pytest.importorskip("decord")
     for name in ("decord2", "OpenCV"):
         found = agreement(open_reader(name, 64), cases, ours)
         assert found is not None and found.right_frames == 1.0 and 0 < found.mean_difference < 8, name

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -12,16 +10,12 @@ from simvtp_ds.config import PretrainConfig
 from simvtp_ds.config_files import save_config
 from simvtp_ds.data.text import Tokenizer, train_wordpiece
 from simvtp_ds.engine.failures import TrainingError
-from simvtp_ds.engine.run import check_inputs
+from simvtp_ds.engine.resume import check_inputs
 from simvtp_ds.finetune_config import FinetuneConfig
 
 
 def tokenizer_of(caption: str) -> Tokenizer:
     return train_wordpiece([caption], 100)
-
-
-def job(config: Any, caption: str = "abc") -> Any:
-    return SimpleNamespace(config=config, tokenizer=tokenizer_of(caption))
 
 
 @pytest.fixture
@@ -36,18 +30,18 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_the_same_run_goes_on(checkpoint: Path) -> None:
-    check_inputs(checkpoint, job(FinetuneConfig(init="runs/../runs/a")))
+    check_inputs(checkpoint, FinetuneConfig(init="runs/../runs/a"), tokenizer_of("abc"))
     save_config(PretrainConfig(), checkpoint.parent.parent / "config.yaml")
-    check_inputs(checkpoint, job(PretrainConfig()))
+    check_inputs(checkpoint, PretrainConfig(), tokenizer_of("abc"))
 
 
 def test_other_words_are_refused_though_there_are_as_many(checkpoint: Path) -> None:
     assert tokenizer_of("abd").vocab_size == tokenizer_of("abc").vocab_size
     with pytest.raises(TrainingError, match="other words"):
-        check_inputs(checkpoint, job(FinetuneConfig(init="runs/a"), "abd"))
+        check_inputs(checkpoint, FinetuneConfig(init="runs/a"), tokenizer_of("abd"))
 
 
 @pytest.mark.parametrize("init", ["runs/b", ""])
 def test_another_model_to_start_from_is_refused(checkpoint: Path, init: str) -> None:
     with pytest.raises(TrainingError, match="init was runs/a"):
-        check_inputs(checkpoint, job(FinetuneConfig(init=init)))
+        check_inputs(checkpoint, FinetuneConfig(init=init), tokenizer_of("abc"))
