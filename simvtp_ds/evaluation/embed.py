@@ -6,7 +6,7 @@ the whole clip and the whole caption: nothing is hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ def embed(
     """
     rows, video_of_caption = caption_rows(videos)
     device = next(model.parameters()).device
-    shots, counts = _plan(videos, data, segments, crops, share)
+    shots, counts = plan_shots(videos, share.batches(len(videos)), data, segments, crops)
     text_batches = share.batches(len(rows))
     total, done = sum(map(len, shots)) + sum(map(len, text_batches)), 0
     texts: dict[int, np.ndarray] = {}
@@ -114,16 +114,17 @@ def embed(
     )
 
 
-def _plan(
-    videos: Videos, data: DataConfig, segments: int, crops: int, share: Share
+def plan_shots(
+    videos: Videos, parts: Iterable[Sequence[int]], data: DataConfig, segments: int, crops: int
 ) -> tuple[list[list[Shot]], dict[int, list[int]]]:
-    """This rank's batches of shots, and how often each view of a video counts.
+    """Batches of shots, and how often each view of a video counts.
 
-    A batch is the k-th view of up to 32 neighbouring videos: a video that fails is known before its next view is due.
+    A batch is the k-th view of the videos of a part, at most 32: a video that fails is known before its next view is
+    due.
     """
     batches: list[list[Shot]] = []
     counts: dict[int, list[int]] = {}
-    for part in share.batches(len(videos)):
+    for part in parts:
         planned = {video: plan_views(videos.clip(video), data, segments, crops) for video in part}
         counts |= {video: [view.count for view in views] for video, views in planned.items()}
         for k in range(max(map(len, planned.values()))):

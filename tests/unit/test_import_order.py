@@ -22,6 +22,7 @@ ORDER = (
     ("objectives",),
     ("engine",),
     ("evaluation",),
+    ("search",),
     ("bench",),
     ("launching",),
 )

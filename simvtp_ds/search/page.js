@@ -1,0 +1,307 @@
+// The search page. Where it is stands in its address (?query=, ?filter=, ?like=), so Back, reload and a bookmark work.
+// Everything shown goes in as text, never as markup.
+"use strict";
+
+const LIMIT = 24;
+const el = (id) => document.getElementById(id);
+const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+let about = null;
+let running = null; // the AbortController of the question that is being answered
+let shown = 0;
+let total = 0;
+let dropped = null; // address of the file that is shown, in this browser's memory
+
+function make(tag, name, text) {
+  const made = document.createElement(tag);
+  if (name) made.className = name;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function say(text, wrong = false) {
+  el("status").textContent = text;
+  el("status").classList.toggle("wrong", wrong);
+}
+
+async function ask(address, options) {
+  let answer;
+  try {
+    answer = await fetch(address, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The search does not answer: is launch/search.py still running?");
+  }
+  const found = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(found.error || `The search answered ${answer.status}.`);
+  return found;
+}
+
+function state() {
+  const asked = new URLSearchParams(location.search);
+  return { query: asked.get("query") || "", filter: asked.get("filter") || "", like: asked.get("like") };
+}
+
+function go(next) {
+  const asked = new URLSearchParams();
+  for (const name of ["query", "filter", "like"]) if (next[name]) asked.set(name, next[name]);
+  const address = asked.size ? `/?${asked}` : "/";
+  if (address !== location.pathname + location.search) history.pushState(null, "", address);
+  return show();
+}
+
+// --- pictures
+
+const watch = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (isIntersecting) {
+      if (!target.src) target.src = target.dataset.src;
+      if (!calm) target.play().catch(() => {}); // a browser that wants a click first shows the first frame
+    } else {
+      target.pause();
+    }
+  }
+}, { rootMargin: "150px" });
+
+function picture(clip, source, controls) {
+  const box = make("span", "picture");
+  const video = make("video");
+  Object.assign(video, { muted: true, loop: true, playsInline: true, preload: "metadata", controls });
+  video.dataset.src = source;
+  video.addEventListener("error", () => still(box, clip), { once: true });
+  box.append(video);
+  watch.observe(video);
+  return box;
+}
+
+// What a browser cannot play is shown as one frame, and the reason is said.
+async function still(box, clip) {
+  const note = make("span", "note", "loading a picture");
+  box.replaceChildren(note);
+  if (!clip) {
+    note.textContent = "This browser cannot play the file.";
+    return;
+  }
+  try {
+    const answer = await fetch(`/clips/${clip.clip}/poster`);
+    if (!answer.ok) throw new Error((await answer.json()).error);
+    const image = make("img");
+    image.alt = "";
+    image.src = URL.createObjectURL(await answer.blob());
+    image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
+    note.textContent = `One frame: this browser cannot play the file (${clip.codec}).`;
+    box.prepend(image);
+  } catch (error) {
+    note.textContent = error instanceof TypeError ? "The search does not answer." : error.message;
+  }
+}
+
+const score = (value) => make("span", "score", value.toFixed(3));
+
+function card(clip) {
+  const item = make("li");
+  const button = make("button", "clip");
+  button.type = "button";
+  button.dataset.clip = clip.clip;
+  button.title = "Clips like this";
+  const words = make("span", "words");
+  const line = make("span", "line");
+  line.append(make("span", "rank", `${clip.rank}`));
+  if (clip.score !== null) line.append(score(clip.score));
+  words.append(line, make("span", "caption", clip.captions[0]));
+  if (clip.captions.length > 1) words.append(make("span", "others", `and ${clip.captions.length - 1} more captions`));
+  button.append(picture(clip, `/clips/${clip.clip}/video`, false), words);
+  button.addEventListener("click", () => go({ filter: state().filter, like: String(clip.clip) }));
+  item.append(button);
+  return item;
+}
+
+function caption(text, value) {
+  const item = make("li");
+  const button = make("button");
+  button.type = "button";
+  button.title = "Search for this";
+  if (value !== undefined) button.append(score(value));
+  button.append(make("span", "", text));
+  button.addEventListener("click", () => go({ query: text, filter: state().filter }));
+  item.append(button);
+  return item;
+}
+
+function subject(box, name, items) {
+  el("player").replaceChildren(box);
+  el("name").textContent = name;
+  el("captions").replaceChildren(...items);
+  el("subject").hidden = false;
+}
+
+function clear() {
+  if (running) running.abort();
+  running = new AbortController();
+  if (dropped) URL.revokeObjectURL(dropped);
+  dropped = null;
+  for (const video of document.querySelectorAll("video")) {
+    watch.unobserve(video);
+    video.removeAttribute("src"); // lets go of the connection
+    video.load();
+  }
+  el("clips").replaceChildren();
+  el("player").replaceChildren();
+  el("subject").hidden = el("more").hidden = true;
+  shown = total = 0;
+  return running.signal;
+}
+
+// --- questions
+
+async function show() {
+  const now = state();
+  el("query").value = now.query;
+  el("filter").value = now.filter;
+  document.title = now.query ? `${now.query} - clip search` : "Clip search";
+  clear();
+  say("Searching");
+  scrollTo(0, 0);
+  await add();
+}
+
+async function add() {
+  const { signal } = running;
+  const now = state();
+  const asked = new URLSearchParams({ start: shown, limit: LIMIT });
+  for (const name of ["query", "filter", "like"]) if (now[name]) asked.set(name, now[name]);
+  try {
+    const found = await ask(`/api/clips?${asked}`, { signal });
+    if (found.like && el("subject").hidden) {
+      const { like } = found;
+      const long = like.seconds === null ? "" : `, ${like.seconds} s`;
+      const box = picture(like, `/clips/${like.clip}/video`, true);
+      subject(box, `${like.id}${long}`, about && !about.captioned ? [] : like.captions.map((text) => caption(text)));
+    }
+    el("clips").append(...found.clips.map(card));
+    shown += found.clips.length;
+    total = found.total;
+    el("more").hidden = shown >= total || !found.clips.length;
+    say([headline(now), ...found.notes].join(" "));
+  } catch (error) {
+    if (error.name !== "AbortError") say(error.message, true);
+  }
+}
+
+function headline(now) {
+  const holding = now.filter ? ` with “${now.filter}” in a caption or the name` : "";
+  if (!total) {
+    if (now.filter) return `No clip${now.like ? " but this one" : ""}${holding}.`;
+    return "There is no other clip.";
+  }
+  const count = `${shown} of ${total} clips${holding}`;
+  if (now.like) return `${count}, the most alike first.`;
+  if (now.query) return `${count}, those nearest to “${now.query}” first.`;
+  return `${count}. Type what they show to have the nearest first.`;
+}
+
+async function describe(file) {
+  history.pushState(null, "", "/");
+  el("query").value = el("filter").value = "";
+  const signal = clear();
+  if (about && file.size > about.largest_upload) {
+    say(`${file.name} is too large: ${about.largest_upload >> 20} MiB are the most.`, true);
+    return;
+  }
+  say(`Looking at ${file.name}`);
+  try {
+    const found = await ask("/api/captions", { method: "POST", body: file, signal,
+      headers: { "Content-Type": "application/octet-stream" } });
+    dropped = URL.createObjectURL(file);
+    subject(picture(null, dropped, true), file.name, found.captions.map((each) => caption(each.caption, each.score)));
+    el("clips").append(...found.clips.map(card));
+    const nearest = found.captions.length ? "Its nearest captions, and " : "";
+    say([`${nearest}the ${found.clips.length} clips most like ${file.name}.`, ...found.notes].join(" "));
+  } catch (error) {
+    if (error.name !== "AbortError") say(error.message.replace(/^The file /, `${file.name} `), true);
+  }
+}
+
+// --- what people do
+
+el("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  go({ query: el("query").value.trim(), filter: el("filter").value.trim() });
+});
+el("more").addEventListener("click", add);
+el("leave").addEventListener("click", () => go({ filter: state().filter }));
+el("choose").addEventListener("click", () => el("file").click());
+el("file").addEventListener("change", () => {
+  const [file] = el("file").files;
+  if (file) describe(file);
+  el("file").value = ""; // the same file may be chosen again
+});
+addEventListener("popstate", show);
+
+addEventListener("paste", (event) => {
+  const [file] = event.clipboardData.files;
+  if (file) {
+    event.preventDefault();
+    describe(file);
+  }
+});
+const drags = (event) => event.dataTransfer && event.dataTransfer.types.includes("Files");
+addEventListener("dragover", (event) => {
+  if (!drags(event)) return;
+  event.preventDefault();
+  el("drop").hidden = false;
+});
+addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) el("drop").hidden = true;
+});
+addEventListener("drop", (event) => {
+  if (!drags(event)) return;
+  event.preventDefault();
+  el("drop").hidden = true;
+  const [file] = event.dataTransfer.files;
+  if (file) describe(file);
+});
+
+addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const typing = event.target instanceof HTMLInputElement;
+  const cards = [...document.querySelectorAll(".clip")];
+  const here = cards.indexOf(document.activeElement);
+  if (event.key === "/" && !typing) {
+    el("query").select();
+  } else if (event.key === "Escape") {
+    if (typing) return; // clears the field
+    if (el("subject").hidden) el("query").select();
+    else el("leave").click();
+  } else if (event.key === "ArrowDown" && typing && cards.length) {
+    cards[0].focus();
+  } else if (here >= 0 && event.key.startsWith("Arrow")) {
+    const columns = getComputedStyle(el("clips")).gridTemplateColumns.split(" ").length;
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+    if (here + step < 0) el("query").select();
+    else cards[Math.min(here + step, cards.length - 1)].focus();
+  } else {
+    return;
+  }
+  event.preventDefault();
+});
+
+async function start() {
+  try {
+    about = await ask("/api/about");
+    el("about").textContent = `${about.clips} clips of ${about.set}, searched with ${about.model}` +
+      (about.kind === "pretrain" ? " (zero-shot: pre-trained, not fine-tuned)." : ".");
+    if (about.bad.length) {
+      el("bad").hidden = false;
+      el("bad").querySelector("summary").textContent =
+        about.bad.length === 1 ? "1 video could not be used" : `${about.bad.length} videos could not be used`;
+      el("bad").querySelector("ul").replaceChildren(...about.bad.map(({ id, reason }) => make("li", "", `${id}: ${reason}`)));
+    }
+  } catch (error) {
+    say(error.message, true);
+    return;
+  }
+  await show();
+}
+
+start();
