@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -65,14 +65,16 @@ def main(arguments: list[str]) -> None:
         check(options, one)
         rank = find_rank()
         if rank.world_size > 1:
-            raise ValueError(f"started as one of {rank.world_size} ranks: start launch/search.py by itself, with python")
+            raise ValueError(
+                f"started as one of {rank.world_size} ranks: start launch/search.py by itself, with python"
+            )
         with connected(rank, timeout=60) as (_, device):
             retriever = load_retriever(options.checkpoint)
             retriever = replace(retriever, data=replace(retriever.data, workers=options.workers))
             retriever.model.to(device)
             with redirect_stdout(sys.stderr):  # the answer stands alone on the standard output
                 index = indexed(options, retriever, device)
-            searcher = Searcher(retriever, index, device, options.faiss)
+            searcher = Searcher(retriever, index, options.faiss)
         if one:
             print(json.dumps(answer(options, searcher), indent=1, ensure_ascii=False))
         else:
@@ -116,7 +118,7 @@ def indexed(options: argparse.Namespace, retriever, device: str):
     videos = Videos(Manifest.open(manifest))
     key = cache_key(retriever.identity, "", retriever.data, options.segments, 1, device.partition(":")[0])
     with Store(home / f"{key[:20]}.sqlite") as store:
-        index = build_index(retriever, videos, store, options.segments, device, options.videos is None, progress)
+        index = build_index(retriever, videos, store, options.segments, options.videos is None, progress)
     print(f"{len(index.entries)} videos in the index, {index.embedded} of them embedded now")
     index.bad.extend(refused)
     for each in index.bad:
@@ -156,7 +158,7 @@ def serve(options: argparse.Namespace, searcher) -> None:
     }
     posters = Posters(retriever.data.decode_timeout, retriever.data.storage)
     try:
-        with listen(options.port) as listening:
+        with listen(options.port) as listening, suppress(KeyboardInterrupt):
             print(f"search page: http://127.0.0.1:{listening.getsockname()[1]}/  (Ctrl-C ends it)", flush=True)
             make_server(make_app(searcher, posters, about)).run(sockets=[listening])
     finally:

@@ -65,9 +65,10 @@ def find_files(folder: Path) -> tuple[list[str], list[Missing]]:
             if name.startswith(".") or name.rpartition(".")[2].lower() not in VIDEO_EXTENSIONS:
                 continue
             path = Path(place, name).relative_to(folder).as_posix()
-            if path.isprintable() or path.encode("utf-8", "ignore").decode() == path:
+            try:
+                path.encode()
                 names.append(path)
-            else:
+            except UnicodeEncodeError:
                 shown = path.encode("utf-8", "backslashreplace").decode()
                 odd.append(Missing(shown, str(folder / shown), "its name is not UTF-8: rename it"))
     return names, odd

@@ -75,7 +75,7 @@ class Index:
 
 
 def build_index(
-    retriever: Retriever, videos: Videos, store: Store, segments: int, device: str, captioned: bool, show: Show
+    retriever: Retriever, videos: Videos, store: Store, segments: int, captioned: bool, show: Show
 ) -> Index:
     """Embed what the store does not hold yet, and keep it there batch by batch.
 
@@ -83,11 +83,10 @@ def build_index(
     decoded is left out and told in `bad`; it is tried again next time.
 
     Args:
-        retriever: The model, on `device`.
+        retriever: The model, on the device that it is to work on.
         videos: The set.
         store: For this model, these clip settings and views alone.
         segments: Views in time, evenly spread; 1: the middle.
-        device: Such as cpu or cuda:0.
         captioned: Captions are sentences, not file names.
         show: Progress.
 
@@ -111,7 +110,7 @@ def build_index(
         with show("indexing", "videos") as on_progress:
             done = 0
             on_progress(done, len(todo))
-            for vectors, finished in _embedded(retriever, videos, todo, segments, device, missing):
+            for vectors, finished in _embedded(retriever, videos, todo, segments, missing):
                 new = {keys[video]: _finite(vector, retriever) for video, vector in vectors.items()}
                 store.put(new)
                 known |= new
@@ -125,12 +124,16 @@ def build_index(
                 f"{first.clip_id}: {first.reason}"
             )
         rows = {video: videos.rows(video) for video in found}
-        texts = {video: list(dict.fromkeys(videos.manifest[int(row)].caption for row in rows[video])) for video in found}
+        texts = {
+            video: list(dict.fromkeys(videos.manifest[int(row)].caption for row in rows[video])) for video in found
+        }
         captions = list(dict.fromkeys(caption for each in texts.values() for caption in each)) if captioned else []
-        caption_vectors = _caption_vectors(retriever, captions, store, device, show)
+        caption_vectors = _caption_vectors(retriever, captions, store, show)
     vectors = np.stack([known[keys[video]] for video in found])
     return Index(
-        entries=[Entry(clips[v], texts[v], s if isinstance(s := stamps.get(clips[v].uri), Stamp) else None) for v in found],
+        entries=[
+            Entry(clips[v], texts[v], s if isinstance(s := stamps.get(clips[v].uri), Stamp) else None) for v in found
+        ],
         vectors=vectors,
         captions=captions,
         caption_vectors=np.stack(caption_vectors) if captions else vectors[:0],
@@ -144,7 +147,6 @@ def _embedded(
     videos: Videos,
     todo: Sequence[int],
     segments: int,
-    device: str,
     missing: dict[int, Missing],
 ) -> Iterator[tuple[dict[int, np.ndarray], int]]:
     """After each batch: the unit vectors of the videos that it finished, and how many it finished or gave up."""
@@ -158,6 +160,7 @@ def _embedded(
 
     sums: dict[int, np.ndarray] = {}
     shots = decode_shots(batches(), retriever.data, missing)
+    device = next(retriever.model.parameters()).device
     for batch, vectors in ahead(shots, retriever.model.embed_video, device):
         ended = []
         for shot, vector in zip(batch, vectors.numpy(), strict=True):
@@ -168,9 +171,7 @@ def _embedded(
         yield {v: s / np.linalg.norm(s) for v, s in whole.items() if v not in missing}, len(ended)
 
 
-def _caption_vectors(
-    retriever: Retriever, captions: list[str], store: Store, device: str, show: Show
-) -> list[np.ndarray]:
+def _caption_vectors(retriever: Retriever, captions: list[str], store: Store, show: Show) -> list[np.ndarray]:
     keys = [_digest("caption", caption) for caption in captions]
     known = store.get(keys)
     todo = [place for place, key in enumerate(keys) if key not in known]
@@ -178,7 +179,7 @@ def _caption_vectors(
         on_progress(0, len(todo))
         for first in range(0, len(todo), BATCH):
             part = todo[first : first + BATCH]
-            vectors = embed_sentences(retriever, [captions[place] for place in part], device)
+            vectors = embed_sentences(retriever, [captions[place] for place in part])
             new = {keys[place]: _finite(vector, retriever) for place, vector in zip(part, vectors, strict=True)}
             store.put(new)
             known |= new
@@ -186,9 +187,10 @@ def _caption_vectors(
     return [known[key] for key in keys]
 
 
-def embed_sentences(retriever: Retriever, sentences: list[str], device: str) -> np.ndarray:
+def embed_sentences(retriever: Retriever, sentences: list[str]) -> np.ndarray:
     """Unit vectors float32 [B, D] of at most 32 sentences."""
     words, word_mask = read_captions(sentences, retriever.tokenizer, retriever.data.max_words)
+    device = next(retriever.model.parameters()).device
     return computed(retriever.model.embed_text, words.to(device), word_mask.to(device)).numpy()
 
 

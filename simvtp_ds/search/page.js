@@ -301,6 +301,7 @@ async function start() {
     say(error.message, true);
     return;
   }
+  if (matchMedia("(hover: hover)").matches) el("query").focus(); // on a phone it would bring up the keyboard
   await show();
 }
 

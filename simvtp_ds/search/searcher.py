@@ -45,18 +45,16 @@ class Searcher:
     """Answers questions, from any thread.
 
     Args:
-        retriever: The model, on `device`.
+        retriever: The model, on the device that it is to work on.
         index: What is searched.
-        device: Such as cpu or cuda:0.
         factory: How faiss looks for neighbours, as its index_factory reads it; Flat is exact.
 
     Raises:
         ValueError: faiss makes nothing of `factory`.
     """
 
-    def __init__(self, retriever: Retriever, index: Index, device: str, factory: str = "Flat") -> None:
+    def __init__(self, retriever: Retriever, index: Index, factory: str = "Flat") -> None:
         self.retriever, self.index = retriever, index
-        self._device = device
         self._clips = _neighbours(index.vectors, factory)
         self._captions = _neighbours(index.caption_vectors, factory) if index.captions else None
         self._lock = threading.Lock()  # one embedding at a time: they share the cores
@@ -72,7 +70,7 @@ class Searcher:
             SearchError: there is no such clip, or the sentence says nothing to this model.
         """
         sentence, like, only, start, limit = question
-        if not 0 <= start or not 1 <= limit <= MOST:
+        if start < 0 or not 1 <= limit <= MOST:
             raise SearchError(f"From {start} on, {limit} clips: give a start of at least 0 and 1 to {MOST} clips.")
         for text in (sentence, only):
             if len(text) > LONGEST_SENTENCE:
@@ -159,7 +157,8 @@ class Searcher:
         scores, places = faiss.knn(
             vector[None], self.index.vectors[left], min(count, len(left)), metric=faiss.METRIC_INNER_PRODUCT
         )
-        return left[places[0]], scores[0]
+        numbers, scores = _in_order(places[0], scores[0])
+        return left[numbers], scores
 
     def _entry_vector(self, number: int) -> np.ndarray:
         if not 0 <= number < len(self.index.entries):
@@ -179,7 +178,7 @@ class Searcher:
         if len(words) > longest - 2:
             notes.append(f"The sentence is long: the model reads its first {longest - 2} word pieces.")
         with self._lock:
-            return embed_sentences(self.retriever, [sentence], self._device)[0], notes
+            return embed_sentences(self.retriever, [sentence])[0], notes
 
     def _file_vector(self, path: Path, name: str) -> np.ndarray:
         """The vector of the middle view of a file; it is opened in processes that may hang or die."""
@@ -195,8 +194,10 @@ class Searcher:
         ((_, frames),) = decode_shots([[shot]], data, missing)
         if missing:
             raise SearchError(f"{name} cannot be used: {missing[0].reason.removeprefix(f'{path}: ')}.")
+        model = self.retriever.model
+        clips = torch.from_numpy(frames).to(next(model.parameters()).device)
         with self._lock:
-            return computed(self.retriever.model.embed_video, torch.from_numpy(frames).to(self._device)).numpy()[0]
+            return computed(model.embed_video, clips).numpy()[0]
 
 
 def _neighbours(vectors: np.ndarray, factory: str) -> faiss.Index:
@@ -217,5 +218,11 @@ def _neighbours(vectors: np.ndarray, factory: str) -> faiss.Index:
 def _search(index: faiss.Index, vector: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """(places, cosines) of the nearest; fewer than `count` where there are no more."""
     scores, places = index.search(vector[None], min(count, index.ntotal))
-    kept = places[0] >= 0
-    return places[0][kept], scores[0][kept]
+    return _in_order(places[0], scores[0])
+
+
+def _in_order(places: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest first and equals (copies of a video) by their numbers, so that pages of an answer fit together."""
+    order = np.lexsort((places, -scores))
+    order = order[places[order] >= 0]
+    return places[order], scores[order]

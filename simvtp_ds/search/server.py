@@ -35,7 +35,11 @@ HOST = "127.0.0.1"
 NAMES = ("127.0.0.1", "localhost")
 LARGEST_UPLOAD = 512 * 2**20  # bytes
 CONNECTIONS = 128
-PAGE = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
+PAGE = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob: data:; media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -163,7 +167,7 @@ def make_app(searcher: Searcher, posters: Posters, about: dict[str, Any]) -> Sta
         about: What the page says of model and set, for JSON.
     """
     handlers = Handlers(searcher, posters, about)
-    page = {path: (files(__package__).joinpath(name).read_bytes(), kind) for path, (name, kind) in PAGE.items()}
+    page = {path: (files("simvtp_ds.search").joinpath(name).read_bytes(), kind) for path, (name, kind) in PAGE.items()}
 
     def static(request: Request) -> Response:
         body, kind = page[request.url.path]
