@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
     Decoder processes import this file again (multiprocessing's spawn), so everything heavy is imported in here.
     """
     options = parser().parse_args(arguments)
-    one = options.query is not None or options.like is not None or options.file is not None
+    one = bool(options.filter) or any(each is not None for each in (options.query, options.like, options.file))
 
     from simvtp_ds.engine.ranks import find_rank
     from simvtp_ds.evaluation.connection import connected
@@ -89,8 +89,8 @@ def check(options: argparse.Namespace, one: bool) -> None:
         value = getattr(options, name)
         if not least <= value <= most:
             raise ValueError(f"--{name} is {value}; give a number from {least} to {most}")
-    if options.filter and not one:
-        raise ValueError("--filter goes with --query or --like; the page has a field for it")
+    if options.filter and options.file is not None:
+        raise ValueError("--filter and --file are given: a filter goes with --query or --like, or stands alone")
     if options.file is not None and not options.file.is_file():
         raise ValueError(f"--file {options.file}: no such file")
     if not one:
@@ -120,7 +120,7 @@ def indexed(options: argparse.Namespace, retriever, device: str):
     with Store(home / f"{key[:20]}.sqlite") as store:
         index = build_index(retriever, videos, store, options.segments, options.videos is None, progress)
     print(f"{len(index.entries)} videos in the index, {index.embedded} of them embedded now")
-    index.bad.extend(refused)
+    index = replace(index, bad=[*refused, *index.bad])
     for each in index.bad:
         print(f"left out: {each.clip_id}: {each.reason}")
     return index

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -59,7 +59,6 @@ class Index:
         caption_vectors: float32 [Q, D], of unit length.
         bad: Videos that could not be decoded.
         embedded: How many videos were embedded now; the vectors of the others were kept from an earlier call.
-        searchable: What a text filter looks at, a string a video, case folded.
     """
 
     entries: list[Entry]
@@ -68,10 +67,6 @@ class Index:
     caption_vectors: np.ndarray
     bad: list[Missing]
     embedded: int
-    searchable: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.searchable.extend("\n".join((each.clip.clip_id, *each.captions)).casefold() for each in self.entries)
 
 
 def build_index(

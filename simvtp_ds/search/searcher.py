@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import faiss
 import numpy as np
 import torch
 
@@ -21,6 +20,7 @@ from simvtp_ds.evaluation.frames import Missing, Shot, decode_shots
 from simvtp_ds.evaluation.retriever import Retriever
 from simvtp_ds.evaluation.views import plan_views
 from simvtp_ds.search.index import Index, embed_sentences
+from simvtp_ds.search.neighbours import nearest, nearest_of, neighbours
 
 LONGEST_SENTENCE = 2000  # characters
 MOST = 100  # results of one answer
@@ -55,8 +55,10 @@ class Searcher:
 
     def __init__(self, retriever: Retriever, index: Index, factory: str = "Flat") -> None:
         self.retriever, self.index = retriever, index
-        self._clips = _neighbours(index.vectors, factory)
-        self._captions = _neighbours(index.caption_vectors, factory) if index.captions else None
+        self._clips = neighbours(index.vectors, factory)
+        self._captions = neighbours(index.caption_vectors, factory) if index.captions else None
+        # What a text filter looks at.
+        self._searchable = ["\n".join((each.clip.clip_id, *each.captions)).casefold() for each in index.entries]
         self._lock = threading.Lock()  # one embedding at a time: they share the cores
         retriever.model.eval()
 
@@ -107,7 +109,7 @@ class Searcher:
         vector = self._file_vector(path, name)
         captions = []
         if self._captions is not None:
-            places, scores = _search(self._captions, vector, limit)
+            places, scores = nearest(self._captions, vector, limit)
             captions = [
                 {"rank": rank, "score": round(float(score), 4), "caption": self.index.captions[place]}
                 for rank, (place, score) in enumerate(zip(places, scores, strict=True), 1)
@@ -141,24 +143,18 @@ class Searcher:
     def _filtered(self, only: str, like: int | None) -> np.ndarray:
         """Numbers int64 of the clips that hold every word of the filter; not the one that others are compared to."""
         words = only.casefold().split()
-        left = [number for number, text in enumerate(self.index.searchable) if all(word in text for word in words)]
+        left = [number for number, text in enumerate(self._searchable) if all(word in text for word in words)]
         numbers = np.array(left, dtype=np.int64)
         return numbers if like is None else numbers[numbers != like]
 
     def _nearest(self, vector: np.ndarray, left: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(numbers, cosines) of the nearest among `left`; exact where a filter leaves only some."""
-        if not len(left):
-            return left, np.zeros(0, dtype=np.float32)
-        whole = len(self.index.entries)
-        if len(left) >= whole - 1:
-            numbers, scores = _search(self._clips, vector, count + whole - len(left))
-            kept = np.isin(numbers, left)
-            return numbers[kept][:count], scores[kept][:count]
-        scores, places = faiss.knn(
-            vector[None], self.index.vectors[left], min(count, len(left)), metric=faiss.METRIC_INNER_PRODUCT
-        )
-        numbers, scores = _in_order(places[0], scores[0])
-        return left[numbers], scores
+        others = len(self.index.entries) - len(left)
+        if others > 1:
+            return nearest_of(self.index.vectors, left, vector, count)
+        numbers, scores = nearest(self._clips, vector, count + others)
+        kept = np.isin(numbers, left)
+        return numbers[kept][:count], scores[kept][:count]
 
     def _entry_vector(self, number: int) -> np.ndarray:
         if not 0 <= number < len(self.index.entries):
@@ -183,6 +179,8 @@ class Searcher:
     def _file_vector(self, path: Path, name: str) -> np.ndarray:
         """The vector of the middle view of a file; it is opened in processes that may hang or die."""
         ((_, probe),) = probe_files([str(path)], 1, PROBE_TIMEOUT)
+        if probe.reason.startswith("hung"):
+            raise SearchError(f"{name} takes longer than {PROBE_TIMEOUT:g} s to decode: cut out a shorter part.")
         if probe.reason:
             raise SearchError(f"{name} cannot be used: {probe.reason}.")
         size = path.stat().st_size
@@ -198,31 +196,3 @@ class Searcher:
         clips = torch.from_numpy(frames).to(next(model.parameters()).device)
         with self._lock:
             return computed(model.embed_video, clips).numpy()[0]
-
-
-def _neighbours(vectors: np.ndarray, factory: str) -> faiss.Index:
-    try:
-        index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-        if not index.is_trained:
-            index.train(vectors)
-        index.add(vectors)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(
-            f"--faiss {factory}: faiss makes no index of that for {len(vectors)} vectors ({reason}); Flat is exact, "
-            "HNSW32 is quicker on millions"
-        ) from error
-    return index
-
-
-def _search(index: faiss.Index, vector: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(places, cosines) of the nearest; fewer than `count` where there are no more."""
-    scores, places = index.search(vector[None], min(count, index.ntotal))
-    return _in_order(places[0], scores[0])
-
-
-def _in_order(places: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest first and equals (copies of a video) by their numbers, so that pages of an answer fit together."""
-    order = np.lexsort((places, -scores))
-    order = order[places[order] >= 0]
-    return places[order], scores[order]
