@@ -215,7 +215,7 @@ async function start() {
     say(error.message, true);
     return;
   }
-  if (matchMedia("(hover: hover)").matches) el("query").focus(); // on a phone it would bring up the keyboard
+  if (!matchMedia("(pointer: coarse)").matches) el("query").focus(); // on a phone it would bring up the keyboard
   await show();
 }
 

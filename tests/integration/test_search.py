@@ -125,7 +125,7 @@ class Page:
         )
         return [number for _, _, number in sorted(cards)]
 
-    def until(self, holds: Callable[[], T], patience: float = 30) -> T:
+    def until(self, holds: Callable[[], T], patience: float = 60) -> T:
         deadline = time.monotonic() + patience
         while not (found := holds()):
             assert time.monotonic() < deadline, f"not within {patience} s; the page says {self.status!r}"
@@ -159,7 +159,7 @@ def page(place: Place, answer: dict[str, Any], tmp_path_factory: pytest.TempPath
                 driver.quit()
         finally:
             serving.send_signal(signal.SIGINT)
-            _, told = serving.communicate(timeout=30)
+            _, told = serving.communicate(timeout=60)
     assert serving.returncode == 0 and "Traceback" not in told, told
 
 
@@ -180,11 +180,9 @@ def test_a_sentence_typed_shows_the_clips_of_the_command_line_in_its_order_and_t
     page.until(lambda: QUERY in page.status)
     assert page.status == f"24 of 26 clips, those nearest to “{QUERY}” first."
     assert page.clips == [each["clip"] for each in answer["clips"]]
-    shown = [
-        (each.text.split("\n")[0:2], each.find_element(By.CSS_SELECTOR, ".caption").text) for each in page.all(".clip")
-    ]
-    expected = [([str(e["rank"]), f"{e['score']:.3f}"], e["captions"][0]) for e in answer["clips"]]
-    assert [(head[-2:], caption) for head, caption in shown if len(head) == 2] == expected
+    shown = [[part.text for part in page.all(f".clip .{name}")] for name in ("rank", "score", "caption")]
+    expected = [(str(each["rank"]), f"{each['score']:.3f}", each["captions"][0]) for each in answer["clips"]]
+    assert list(zip(*shown, strict=True)) == expected
     page.until(
         lambda: page.run("[...document.querySelectorAll('.clip video')].filter((v) => v.currentTime > 0).length > 3")
     )
@@ -246,15 +244,17 @@ def test_no_result_and_what_the_model_does_not_know_are_told(page: Page) -> None
 def test_a_file_finds_its_captions_and_a_broken_one_is_a_sentence(page: Page, place: Place, tmp_path: Path) -> None:
     page.open()
     file = next((place.videos / "train").glob("*.mp4"))
-    expected, _ = ask(place, "--file", str(file))
     page.one("#file").send_keys(str(file))
     page.until(lambda: page.status.startswith("Its nearest captions"))
-    assert [each.text for each in page.all("#captions button span:last-child")] == [
-        each["caption"] for each in expected["captions"]
-    ]
-    assert page.clips == [each["clip"] for each in expected["clips"]]
+    captions = [each.text for each in page.all("#captions button span:last-child")]
+    scores = [float(each.text) for each in page.all("#captions .score")]
+    assert len(captions) == 10 and scores == sorted(scores, reverse=True)
+    # The file is itself in the index.
+    nearest = page.all(".clip")[0]
+    assert nearest.find_element(By.CSS_SELECTOR, ".score").text == "1.000"
+    page.until(lambda: page.run("document.querySelector('#player video').readyState >= 1"))
     page.all("#captions button")[0].click()
-    page.until(lambda: expected["captions"][0]["caption"] in page.status)
+    page.until(lambda: captions[0] in page.status)
     broken = tmp_path / "holiday <b>.mp4"
     broken.write_bytes(b"nonsense")
     page.one("#file").send_keys(str(broken))
@@ -274,16 +274,9 @@ def test_a_phone_shows_two_columns_and_nothing_beyond_its_width(page: Page) -> N
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_a_folder_is_searched_by_itself_and_mistakes_are_one_line(place: Place, tmp_path: Path) -> None:
-    found, told = ask(place, "--videos", str(place.videos / "train"), "--query", "circle", "--top", "3")
-    assert "25 videos in the index" in told and len(found["clips"]) == 3
-    assert all(each["captions"] == [each["id"]] for each in found["clips"])
-    wrong = {
-        ("--checkpoint", str(tmp_path)): "neither a run",
-        ("--videos", str(tmp_path)): "holds no video files",
-        ("--top", "0", "--query", "x"): "--top is 0; give a number from 1 to 100",
-    }
-    for more, reason in wrong.items():
-        ended = subprocess.run(command(place, *more), cwd=ROOT, timeout=240, capture_output=True, text=True)
-        assert ended.returncode == 1 and ended.stdout == "", ended
-        assert ended.stderr.startswith("error on ") and reason in ended.stderr and ended.stderr.count("\n") == 1
+def test_a_folder_is_searched_without_captions_and_for_what_is_like_a_file(place: Place) -> None:
+    file = place.videos / "train" / "00003.mp4"
+    found, told = ask(place, "--videos", str(file.parent), "--file", str(file), "--top", "3")
+    assert "25 videos in the index, 25 of them embedded now" in told
+    assert (found["clips"][0]["id"], len(found["clips"])) == (file.name, 3)
+    assert found["clips"][0]["score"] == pytest.approx(1) and found["captions"] == []

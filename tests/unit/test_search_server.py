@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import runpy
 import socket
 import threading
 import time
@@ -24,6 +25,7 @@ from simvtp_ds.search.posters import Posters
 from simvtp_ds.search.searcher import Searcher
 from simvtp_ds.search.store import Store
 
+ROOT = Path(__file__).resolve().parents[2]
 BEFORE = 512  # bytes that stand before a video inside a shard
 
 
@@ -261,3 +263,24 @@ def test_a_poster_shows_the_clip(site: Site) -> None:
 def test_a_port_that_is_taken_is_told(site: Site) -> None:
     with pytest.raises(ValueError, match=f"--port {site.port} cannot be listened on"):
         server.listen(site.port)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--checkpoint", "/nowhere", "--port", "0"], "/nowhere is neither a run"),
+        (["--top", "0", "--query", "x"], "--top is 0; give a number from 1 to 100"),
+        (["--segments", "0"], "--segments is 0; give a number from 1"),
+        (["--file", "/nowhere.mp4"], "--file /nowhere.mp4: no such file"),
+        (["--file", __file__, "--filter", "x"], "a filter goes with --query or --like"),
+        (["--port", "70000"], "--port is 70000; give a number from 0 to 65535"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    more: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = runpy.run_path(str(ROOT / "launch" / "search.py"))["main"]
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main(["--checkpoint", "runs/x", "--manifest", "data/x", *more])
+    told = capsys.readouterr()
+    assert told.err.startswith("error on ") and reason in told.err and told.err.count("\n") == 1 and told.out == ""
