@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,8 +40,7 @@ class Guard:
                     headers[name] = value
             await send(message)
 
-        request = Request(scope)
-        reason = refusal(request.method, request.url.path, request.headers)
+        reason = refusal(scope["method"], scope["path"], Headers(scope=scope))
         app = JSONResponse({"error": reason}, 403) if reason else self._app
         await app(scope, receive, send_with_headers)
 

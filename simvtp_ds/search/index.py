@@ -145,6 +145,8 @@ def _embedded(
     missing: dict[int, Missing],
 ) -> Iterator[tuple[dict[int, np.ndarray], int]]:
     """After each batch: the unit vectors of the videos that it finished, and how many it finished or gave up."""
+    if not todo:
+        return  # no decoder need start
     counts: dict[int, list[int]] = {}
 
     def batches() -> Iterator[list[Shot]]:

@@ -7,6 +7,7 @@ const el = (id) => document.getElementById(id);
 
 let about = null;
 let running = null; // the AbortController of the question that is being answered
+let adding = false; // more clips are on their way
 let shown = 0;
 let total = 0;
 let dropped = null; // address of the file that is shown, in this browser's memory
@@ -117,6 +118,7 @@ function headline(now) {
 async function describe(file) {
   history.pushState(null, "", "/");
   el("query").value = el("filter").value = "";
+  document.title = "Clip search";
   const signal = clear();
   if (about && file.size > about.largest_upload) {
     say(`${file.name} is too large: ${about.largest_upload >> 20} MiB are the most.`, true);
@@ -142,7 +144,12 @@ el("form").addEventListener("submit", (event) => {
   event.preventDefault();
   go({ query: el("query").value.trim(), filter: el("filter").value.trim() });
 });
-el("more").addEventListener("click", add);
+el("more").addEventListener("click", async () => {
+  if (adding) return; // a second click would bring the same clips again
+  adding = true;
+  await add();
+  adding = false;
+});
 el("leave").addEventListener("click", () => go({ filter: state().filter }));
 el("choose").addEventListener("click", () => el("file").click());
 el("file").addEventListener("change", () => {
@@ -209,7 +216,8 @@ async function start() {
       el("bad").hidden = false;
       el("bad").querySelector("summary").textContent =
         about.bad.length === 1 ? "1 video could not be used" : `${about.bad.length} videos could not be used`;
-      el("bad").querySelector("ul").replaceChildren(...about.bad.map(({ id, reason }) => make("li", "", `${id}: ${reason}`)));
+      const items = about.bad.map(({ id, reason }) => make("li", "", `${id}: ${reason}`));
+      el("bad").querySelector("ul").replaceChildren(...items);
     }
   } catch (error) {
     say(error.message, true);

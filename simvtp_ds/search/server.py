@@ -111,7 +111,7 @@ def make_app(searcher: Searcher, posters: Posters, about: dict[str, Any]) -> Sta
     page = {path: (files("simvtp_ds.search").joinpath(name).read_bytes(), kind) for path, (name, kind) in PAGE.items()}
 
     def static(request: Request) -> Response:
-        body, kind = page[request.url.path]
+        body, kind = page[request.scope["path"]]
         return Response(body, media_type=kind)
 
     async def told(_request: Request, error: Exception) -> Response:
