@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ class Answer(NamedTuple):
 
 
 class Site(NamedTuple):
-    """A server at work, and the bytes of its clips: red.mp4, green inside a shard, blue as Xvid."""
+    """A server at work, and the bytes of its clips: a file, a part of a shard, MPEG-4 Part 2, a file, a URL."""
 
     port: int
     folder: Path
@@ -67,12 +68,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     blue = draw(folder / "blue.avi", ["blue"], "mpeg4")
     shard = folder / "shard.tar"
     shard.write_bytes(os.urandom(BEFORE) + green + os.urandom(700))
-    draw(folder / "changes.mp4", ["orange"])
+    changes, remote = draw(folder / "changes.mp4", ["orange"]), draw(folder / "remote.mp4", ["blue"])
     rows = [
         clip(red, "red", "a red clip"),
         clip(shard, "green", "a green clip", BEFORE, len(green)),
         clip(blue, "blue", "a blue clip"),
-        clip(folder / "changes.mp4", "changes", "an orange clip"),
+        clip(changes, "changes", "an orange clip"),
+        replace(clip(remote, "remote", "another blue clip"), uri=f"file://{remote}"),
     ]
     retriever = colour_retriever(folder)
     with Store(folder / "a.sqlite") as store:
@@ -84,7 +86,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         thread.start()
         while not running.started:
             time.sleep(0.01)
-        yield Site(listening.getsockname()[1], folder, [red.read_bytes(), green, blue.read_bytes()])
+        yield Site(
+            listening.getsockname()[1],
+            folder,
+            [path.read_bytes() if isinstance(path, Path) else path for path in (red, green, blue, changes, remote)],
+        )
         running.should_exit = True
         thread.join(20)
     posters.close()
@@ -103,7 +109,7 @@ def test_a_sentence_is_answered_and_the_page_names_nothing_of_other_sites(site: 
         assert (answer.headers["x-content-type-options"], answer.headers["server"]) == ("nosniff", None)
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [0, 1, 2, 4])
 def test_ranges_are_the_bytes_of_that_clip_and_no_others(site: Site, number: int) -> None:
     data, path = site.bytes[number], f"/clips/{number}/video"
     size = len(data)
@@ -141,7 +147,7 @@ def test_ranges_are_the_bytes_of_that_clip_and_no_others(site: Site, number: int
 @pytest.mark.parametrize(
     "path",
     [
-        "/clips/4/video",
+        "/clips/5/video",
         "/clips/-1/video",
         "/clips/99999999999999999999/video",
         "/clips/0/video/../../../../etc/passwd",
@@ -244,7 +250,7 @@ def test_one_file_is_looked_at_at_a_time(site: Site) -> None:
         assert time.monotonic() < deadline
 
 
-@pytest.mark.parametrize("asked", ["like=-1", "like=x", "like=4", "start=-1", "limit=0", "limit=101", "like=%D9%A3"])
+@pytest.mark.parametrize("asked", ["like=-1", "like=x", "like=5", "start=-1", "limit=0", "limit=101", "like=%D9%A3"])
 def test_a_question_out_of_range_is_a_sentence(site: Site, asked: str) -> None:
     answer = site.ask(f"/api/clips?{asked}")
     assert answer.code == 400 and answer.json["error"].endswith(".")
@@ -258,6 +264,14 @@ def test_a_poster_shows_the_clip(site: Site) -> None:
         height, width, _ = picture.shape
         assert width / height == pytest.approx(WIDTH / HEIGHT, rel=0.02)
         assert picture.mean(axis=(0, 1))[::-1] == pytest.approx(RGB[name], abs=12)
+
+
+def test_a_url_that_fails_is_a_sentence(site: Site) -> None:
+    remote = site.folder / "remote.mp4"
+    remote.rename(remote.with_suffix(".away"))
+    answer = site.ask("/clips/4/video")
+    remote.with_suffix(".away").rename(remote)
+    assert answer.code == 502 and answer.json["error"].startswith("remote cannot be fetched: ")
 
 
 def test_a_port_that_is_taken_is_told(site: Site) -> None:
