@@ -20,7 +20,12 @@ from simvtp_ds.engine.saving import AVERAGE, WEIGHTS, read_weights
 from simvtp_ds.evaluation.compute import computed, evaluating
 from simvtp_ds.evaluation.embed import read_captions
 from simvtp_ds.evaluation.share import BATCH
+from simvtp_ds.files import sha256
 from simvtp_ds.finetune_config import FinetuneConfig
+from simvtp_ds.interop.autodetect import read_source
+from simvtp_ds.interop.exported import CONFIG, is_exported, read_exported_config
+from simvtp_ds.interop.reading import HF_WEIGHTS
+from simvtp_ds.interop.source import whole_model
 from simvtp_ds.model.retrieval import TwoTower
 from simvtp_ds.model.simvtp import SimVTP
 
@@ -85,14 +90,16 @@ class Retriever:
 
 
 def load_retriever(path: Path) -> Retriever:
-    """The model of a run or a checkpoint, on the CPU; the moving average of its weights where the run keeps one.
+    """A model on the CPU; of a run that keeps a moving average of the weights, that.
 
     Args:
-        path: A run folder (its newest undamaged checkpoint) or one of its checkpoints.
+        path: A run folder (its newest undamaged checkpoint), one of its checkpoints, or a folder of launch/convert.py.
 
     Raises:
         ValueError: there is no such checkpoint, it is damaged, has no average, or does not fit its configuration.
     """
+    if is_exported(path):
+        return _exported(path)
     run, checkpoint = find_checkpoint(path)
     config_class = saved_class(run / "config.yaml")
     config = load_config(run / "config.yaml", config_class)
@@ -120,6 +127,34 @@ def load_retriever(path: Path) -> Retriever:
         matches=matches,
         temperature=config.objectives.contrastive.temperature,
         identity=hashlib.sha256(f"{kind} {digest} {words} {sizes}".encode()).hexdigest(),
+    )
+
+
+def chosen(path: Path) -> Path:
+    """The folder that `load_retriever` reads of `path`: of a run that still trains, its newest checkpoint by now.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return path if is_exported(path) else find_checkpoint(path)[1]
+
+
+def _exported(folder: Path) -> Retriever:
+    source = read_source(folder)
+    model, config = whole_model(source), read_exported_config(folder)
+    if source.tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer: convert the model again, with --tokenizer")
+    files = b"".join(sha256(folder / name).encode() for name in (HF_WEIGHTS[0], CONFIG, FILE_NAME))
+    return Retriever(
+        model=model,
+        tokenizer=source.tokenizer,
+        data=DataConfig(**config.clip),
+        run=folder,
+        checkpoint=folder,
+        kind=source.kind,
+        matches=config.matches,
+        temperature=config.temperature,
+        identity=hashlib.sha256(files).hexdigest(),
     )
 
 

@@ -1,0 +1,121 @@
+"""Weights out of real DeepSpeed checkpoints, into real runs, and into onnxruntime."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import simvtp_ds
+from simvtp_ds.config import ModelConfig
+from simvtp_ds.interop import zero
+from simvtp_ds.interop.autodetect import read_source
+from simvtp_ds.model.simvtp import SimVTP
+
+from .conftest import DRIVERS, ROOT, Launcher, deepspeed_json, free_port
+
+pytestmark = pytest.mark.integration
+STAGES = (0, 1, 2, 3)
+
+
+def convert(*arguments: str | Path) -> str:
+    """Run launch/convert.py; its output."""
+    command = [sys.executable, str(ROOT / "launch" / "convert.py"), *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Iterator[Path]:
+    """A folder for each ZeRO stage: what engine.save_checkpoint wrote on two ranks, and expected.safetensors."""
+    folder = tmp_path_factory.mktemp("zero")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    code, output = launcher.start([*command, str(DRIVERS / "zero_checkpoints.py"), str(folder)], "zero").wait()
+    assert code == 0, output
+    yield folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_checkpoint_of_two_ranks_gives_the_engines_weights_on_one_process(checkpoints: Path, stage: int) -> None:
+    folder = checkpoints / f"stage_{stage}"
+    expected = load_file(folder / "expected.safetensors")
+    assert (folder / "latest").is_file()
+    for path in (folder, folder / "step_2"):
+        source = read_source(path)
+        assert source.state.keys() == expected.keys()
+        assert all(torch.equal(source.state[name], expected[name]) for name in expected)
+    assert source.reports[0].format == "DeepSpeed checkpoint of simvtp-ds, pre-training"
+
+
+def test_a_checkpoint_without_one_of_its_shards_or_with_a_damaged_one_is_refused(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "step_2"
+    shutil.copytree(checkpoints / "stage_2" / "step_2", folder)
+    shard = folder / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    data = shard.read_bytes()
+    shard.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="step_2 is not a whole ZeRO checkpoint"):
+        read_source(folder)
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"is not a whole ZeRO checkpoint .*Expected 2"):
+        read_source(folder)
+    assert zero.is_zero_checkpoint(folder)
+
+
+def write_videomae(path: Path) -> None:
+    """A VideoMAE checkpoint of the launches' sizes."""
+    model = SimVTP(
+        ModelConfig(32, 2, 2, decoder_width=16, decoder_depth=1, decoder_heads=2, patch_size=8), 4, 32, vocab_size=1
+    )
+    state = {n: v for n, v in model.state_dict().items() if n.startswith(("patches.", "encoder.", "decoder."))}
+    save_file(state, path)
+
+
+def test_runs_start_from_weights_and_their_shards_export_to_a_model_that_onnxruntime_runs(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    write_videomae(tmp_path / "start.safetensors")
+    first = launcher.torchrun("started", deepspeed_json(), init=tmp_path / "start.safetensors", schedule__max_steps=2)
+    code, output = first.wait()
+    assert code == 0, output
+    told = json.loads((first.run / "init.json").read_text())
+    assert told["files"][0]["format"] == "simvtp-ds, pre-training"
+    assert {name.split(".")[0] for name in told["missing"]} == {"words", "word_head", "match_head"}
+    assert "9 tensors start at random" in (first.run / "log.txt").read_text()
+    other = launcher.torchrun("started", deepspeed_json(), init_words=tmp_path / "start.safetensors")
+    code, output = other.wait()
+    assert code == 1
+    assert "has no word embeddings of one encoder: name a BERT" in output
+
+    (checkpoint,) = (first.run / "checkpoints").iterdir()
+    expected = load_file(checkpoint / "weights.safetensors")
+    bare = first.run / "checkpoints" / "bare"
+    bare.mkdir()
+    for path in checkpoint.glob("*.pt"):
+        shutil.copy(path, bare)
+    assert "DeepSpeed checkpoint of simvtp-ds" in convert(bare, "--out", tmp_path / "exported")
+    found = load_file(tmp_path / "exported" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    convert(tmp_path / "exported", "--to", "onnx", "--out", tmp_path / "onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = simvtp_ds.load(tmp_path / "exported")
+    clips = np.random.default_rng(0).integers(0, 256, (5, 4, 32, 32, 3), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "video.onnx"))
+    (video,) = session.run(["embedding"], {"clips": clips})
+    np.testing.assert_allclose(video, model.encode_video(clips).numpy(), atol=1e-4)
+    ids = model.tokenizer.encode("a red ball", 64)[None]
+    session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "text.onnx"))
+    (text,) = session.run(["embedding"], {"words": ids, "word_mask": np.ones_like(ids, dtype=bool)})
+    np.testing.assert_allclose(text, model.encode_text(["a red ball"]).numpy(), atol=1e-4)
