@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ class Start:
         """For the log: a line a file, and what starts at random."""
         parts = sorted({name.split(".")[0] for name in self.missing})
         rest = f"init: {len(self.missing)} tensors start at random: {', '.join(f'{part}.*' for part in parts)}"
-        return [f"init: {report.summary()}" for report in self.reports] + [rest] * bool(self.missing)
+        files = [line for each in self.reports for line in (each.summary(), *each.notes)]
+        return [f"init: {line}" for line in files] + [rest] * bool(self.missing)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for the run's folder."""
@@ -92,7 +93,8 @@ def pretraining_start(config: PretrainConfig, tokenizer: Tokenizer) -> Start | N
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     misfit = [name for name, value in source.state.items() if shapes[name] != value.shape]
     require(not misfit, f"{source.path} does not fit this run: {misfit[:1]} has another shape than the run's model")
-    return Start(source.state, source.reports, [name for name in shapes if name not in source.state])
+    reports = assumed(source, source.reports, config.model.heads)
+    return Start(source.state, reports, [name for name in shapes if name not in source.state])
 
 
 def towers_start(config: FinetuneConfig, source: Source) -> Start:
@@ -114,7 +116,8 @@ def towers_start(config: FinetuneConfig, source: Source) -> Start:
             f"init {config.init} has no matching head to start from: set objectives.vtm to 0",
         )
         state, report = towers_from_pretraining(source.state, shared, match)
-        return Start(state, tuple(each.without(report.ignored) for each in source.reports), [])
+        reports = tuple(each.without(report.ignored) for each in source.reports)
+        return Start(state, assumed(source, reports, source.model().heads), [])
     require(
         source.shared == shared,
         f"init {config.init} has {'shared' if source.shared else 'untied'} towers: set towers to that",
@@ -123,7 +126,19 @@ def towers_start(config: FinetuneConfig, source: Source) -> Start:
     require(not match or bool(heads), f"init {config.init} has no matching head to start from: set objectives.vtm to 0")
     unused = set() if match else heads
     state = {name: value for name, value in source.state.items() if name not in unused}
-    return Start(state, tuple(each.without(unused) for each in source.reports), [])
+    reports = tuple(each.without(unused) for each in source.reports)
+    return Start(state, assumed(source, reports, source.model().heads), [])
+
+
+def assumed(source: Source, reports: tuple[Report, ...], heads: int) -> tuple[Report, ...]:
+    """The reports with what was taken for granted because the files do not tell it."""
+    notes = []
+    if "depth" in source.sizes and "heads" not in source.sizes:
+        notes.append(f"{source.path} does not tell its attention heads: {heads} are taken")
+    if source.vocab_size is not None and source.tokenizer is None:
+        notes.append(f"{source.path} comes without a tokenizer: its {source.vocab_size} words are taken for the run's")
+    first, *others = reports
+    return (replace(first, notes=[*first.notes, *notes]), *others)
 
 
 def finetuning_source(config: FinetuneConfig) -> Source | None:

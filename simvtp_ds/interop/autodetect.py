@@ -9,12 +9,14 @@ import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from simvtp_ds.config import ModelConfig
 from simvtp_ds.data.text import FILE_NAME, Tokenizer
 from simvtp_ds.interop import huggingface
 from simvtp_ds.interop.authors import model_config
 from simvtp_ds.interop.exported import CONFIG, is_exported, read_exported_config
-from simvtp_ds.interop.formats import to_our_names
+from simvtp_ds.interop.formats import Read, to_our_names
 from simvtp_ds.interop.reading import HF_WEIGHTS, read_json, read_weights_file, read_weights_folder
 from simvtp_ds.interop.source import Source, described_by, different
 from simvtp_ds.interop.zero import is_zero_checkpoint, read_zero_checkpoint, tag_folder
@@ -94,12 +96,23 @@ def _from_export(folder: Path) -> Source:
         read.kind,
         read.state,
         (read.report,),
-        asdict(described.model),
+        asdict(described.model) if read.kind == "finetune" else _told(described.model, read),
         described.clip,
         _tokenizer(folder),
         described.temperature,
         described.matches,
     )
+
+
+def _told(model: ModelConfig, read: Read) -> dict[str, Any]:
+    """The sizes of those parts that are there; config.json has default ones for the others."""
+    of_parts = {
+        "encoder.": ("depth", "heads", "mlp_ratio", "patch_size", "tubelet_size"),
+        "decoder.": ("decoder_width", "decoder_depth", "decoder_heads"),
+        "words.": ("text_positions", "text_dropout"),
+    }
+    left_out = {n for part, names in of_parts.items() for n in names if not any(s.startswith(part) for s in read.state)}
+    return {name: value for name, value in asdict(model).items() if name not in left_out}
 
 
 def _from_zero(folder: Path) -> Source:

@@ -67,7 +67,8 @@ class Source:
             ValueError: heads, or pixels and frames of a patch, are not known.
         """
         sizes = dict(self.sizes)
-        sizes.setdefault("heads", HEADS.get(sizes.get("width", 0)))
+        if "depth" in sizes:
+            sizes.setdefault("heads", HEADS.get(sizes["width"]))
         if self.has("decoder."):
             sizes.setdefault("decoder_heads", DECODER_HEADS.get(sizes["decoder_width"]))
         unknown = sorted(name for name in ("heads", "decoder_heads") if sizes.get(name, 0) is None)

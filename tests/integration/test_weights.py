@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +35,15 @@ def convert(*arguments: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Iterator[Path]:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each ZeRO stage: what engine.save_checkpoint wrote on two ranks, and expected.safetensors."""
     folder = tmp_path_factory.mktemp("zero")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    code, output = launcher.start([*command, str(DRIVERS / "zero_checkpoints.py"), str(folder)], "zero").wait()
-    assert code == 0, output
-    yield folder
+    command += [str(DRIVERS / "zero_checkpoints.py"), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -64,7 +66,7 @@ def test_a_checkpoint_without_one_of_its_shards_or_with_a_damaged_one_is_refused
     shard = folder / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
     data = shard.read_bytes()
     shard.write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match="step_2 is not a whole ZeRO checkpoint"):
+    with pytest.raises(ValueError, match=r"rank_1_mp_rank_00_optim_states\.pt is a damaged zip archive"):
         read_source(folder)
     shard.unlink()
     with pytest.raises(ValueError, match=r"is not a whole ZeRO checkpoint .*Expected 2"):

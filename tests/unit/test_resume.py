@@ -41,6 +41,14 @@ def test_other_words_are_refused_though_there_are_as_many(checkpoint: Path) -> N
         check_inputs(checkpoint, FinetuneConfig(init="runs/a"), tokenizer_of("abd"))
 
 
+@pytest.mark.parametrize("field", ["init", "init_words"])
+def test_other_weights_to_start_pretraining_from_are_refused(checkpoint: Path, field: str) -> None:
+    save_config(PretrainConfig(**{field: "a"}), checkpoint.parent.parent / "config.yaml")
+    check_inputs(checkpoint, PretrainConfig(**{field: "a"}), tokenizer_of("abc"))
+    with pytest.raises(TrainingError, match=f"{field} was a, is b. Start with the same --{field}"):
+        check_inputs(checkpoint, PretrainConfig(**{field: "b"}), tokenizer_of("abc"))
+
+
 @pytest.mark.parametrize("init", ["runs/b", ""])
 def test_another_model_to_start_from_is_refused(checkpoint: Path, init: str) -> None:
     with pytest.raises(TrainingError, match="init was runs/a"):

@@ -13,10 +13,13 @@ from saved_runs import DATA, finetuning_run, pretraining_run, words
 from tiny import IMAGE_SIZE, NUM_FRAMES, TINY, tiny_model
 
 from simvtp_ds.config import MaskConfig, ModelConfig, PretrainConfig
+from simvtp_ds.config_files import save_config
 from simvtp_ds.data.text import train_wordpiece
 from simvtp_ds.engine.convert import convert
 from simvtp_ds.engine.start import Start, finetuning_source, pretraining_start, towers_start
 from simvtp_ds.finetune_config import FinetuneConfig, RetrievalObjectiveConfig
+from simvtp_ds.interop.authors import state_to_authors
+from simvtp_ds.interop.autodetect import read_source
 from simvtp_ds.model.retrieval import TwoTower
 from simvtp_ds.model.simvtp import SimVTP
 
@@ -72,6 +75,20 @@ def test_pretraining_starts_from_videomae_and_bert_as_the_paper_does(videomae: s
     assert all(torch.equal(joined.state[name], start.state[name]) for name in start.state)
 
 
+def test_what_a_file_does_not_tell_is_taken_for_granted_aloud(tmp_path: Path) -> None:
+    state = tiny_model().state_dict()
+    state = {name: value for name, value in state.items() if not name.startswith(("words.", "word_head."))}
+    torch.save({"model": state}, tmp_path / "bare.pth")
+    start = started(init=str(tmp_path / "bare.pth"))
+    assert start is not None
+    assert f"init: {tmp_path / 'bare.pth'} does not tell its attention heads: 3 are taken" in start.lines()
+    convert(write_bert(tmp_path / "bert"), tmp_path / "words", "simvtp-ds", lambda line: None)
+    (tmp_path / "words" / "tokenizer.json").unlink()
+    start = started(init_words=str(tmp_path / "words"))
+    assert start is not None
+    assert "comes without a tokenizer" in start.lines()[1]
+
+
 def test_words_alone_are_a_start(tmp_path: Path) -> None:
     start = started(init_words=write_bert(tmp_path / "bert"))
     assert start is not None
@@ -80,6 +97,22 @@ def test_words_alone_are_a_start(tmp_path: Path) -> None:
     again = started(init_words=str(tmp_path / "run"))
     assert again is not None
     assert again.state.keys() == start.state.keys()
+
+
+def test_an_encoder_alone_leaves_the_decoder_to_the_run(tmp_path: Path) -> None:
+    state = {n: v for n, v in tiny_model().state_dict().items() if n.startswith(("patches.", "encoder."))}
+    theirs = {name.removeprefix("encoder."): value for name, value in state_to_authors(state, TINY).items()}
+    torch.save({"module": theirs}, tmp_path / "encoder.pth")  # as VideoMAE's fine-tuning calls them
+    source = read_source(tmp_path / "encoder.pth")
+    config = tmp_path / "sizes.yaml"
+    save_config(PretrainConfig(data=DATA, model=TINY), config)
+    assert "decoder_width" not in source.sizes
+    convert(str(tmp_path / "encoder.pth"), tmp_path / "ours", "simvtp-ds", lambda line: None, config=config)
+    wider = replace(TINY, decoder_width=16)
+    for path in ("encoder.pth", "ours"):
+        start = started(init=str(tmp_path / path), model=wider)
+        assert start is not None
+        assert start.state.keys() == state.keys()
 
 
 def test_other_clip_lengths_and_sizes_start_from_the_same_weights(videomae: str) -> None:

@@ -20,7 +20,7 @@ def test_vit_b_rebuilds_as_huggingface_does_and_comes_out_bit_for_bit(tmp_path: 
     size = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
     decoder = {f"decoder_{n}": v for n, v in {**size, "hidden_size": 384, "num_hidden_layers": 4}.items()}
     decoder |= {"decoder_num_attention_heads": 6, "decoder_intermediate_size": 1536}
-    clips = {"image_size": 224, "patch_size": 16, "num_frames": 16, "layer_norm_eps": 1e-12}
+    clips = {"image_size": 112, "patch_size": 16, "num_frames": 8, "layer_norm_eps": 1e-12}  # its tables take long
     theirs = VideoMAEForPreTraining(hf_config(**size, **decoder, **clips)).eval()
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
@@ -33,7 +33,7 @@ def test_vit_b_rebuilds_as_huggingface_does_and_comes_out_bit_for_bit(tmp_path: 
     assert_equal_states(files[1], files[0])
 
     source = read_source(tmp_path / "ours")
-    model = SimVTP(ModelConfig(), num_frames=16, image_size=224, vocab_size=10).eval()
+    model = SimVTP(ModelConfig(), num_frames=8, image_size=112, vocab_size=10).eval()
     assert source.model() == ModelConfig()
     model.load_state_dict(source.state, strict=False)
-    assert reconstruction_as_theirs(theirs, model, clips=1, visible=160) < 1e-4
+    assert reconstruction_as_theirs(theirs, model, clips=1, visible=40) < 1e-4

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "unit")]
+sys.path.insert(0, str(ROOT))
 
 CASES = ((0, False), (1, True), (2, False), (3, False))  # stage, bf16
 
@@ -17,12 +18,12 @@ if __name__ == "__main__":
     import deepspeed
     import torch
     from safetensors.torch import save_file
-    from tiny import tiny_batch, tiny_model
 
     from simvtp_ds.config import ObjectiveConfig
     from simvtp_ds.engine.saving import fp32_weights
     from simvtp_ds.model.params import parameter_groups
     from simvtp_ds.objectives.pretrain import PretrainTask
+    from tests.unit.tiny import tiny_batch, tiny_model
 
     deepspeed.init_distributed("gloo")
     rank = torch.distributed.get_rank()
@@ -35,7 +36,8 @@ if __name__ == "__main__":
             "zero_optimization": {"stage": stage},
             "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}},
         }
-        engine, *_ = deepspeed.initialize(model=task, model_parameters=parameter_groups(task, 0.05), config=config)
+        groups: Any = parameter_groups(task, 0.05)  # as in engine/train.py
+        engine, *_ = deepspeed.initialize(model=task, model_parameters=groups, config=config)
         for step in range(2):
             engine.backward(engine(tiny_batch(2, seed=10 * step + rank)).total)
             engine.step()
