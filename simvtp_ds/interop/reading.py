@@ -59,10 +59,13 @@ def read_weights_folder(folder: Path) -> dict[str, Tensor]:
             return read_weights_file(folder / name)[0]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            shards_of = read_json(index).get("weight_map")
+            shards = {str(shard) for shard in shards_of.values()} if isinstance(shards_of, dict) else set()
             if not shards or any(Path(shard).name != shard for shard in shards):
                 raise ValueError(f"{index} names no files of its folder: fetch the model again")
-            return {key: value for shard in shards for key, value in read_weights_file(folder / shard)[0].items()}
+            return {
+                key: value for shard in sorted(shards) for key, value in read_weights_file(folder / shard)[0].items()
+            }
     raise ValueError(f"{folder} has no weights: none of {', '.join(HF_WEIGHTS)} is there")
 
 

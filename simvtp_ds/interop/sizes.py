@@ -101,7 +101,7 @@ def matrix(state: Mapping[str, Tensor], name: str) -> Tensor:
     """
     if name not in state:
         raise ValueError(f"the weights have no {name}: they are not those of a whole model")
-    if state[name].dim() != 2:
+    if state[name].dim() != 2 or not state[name].numel():
         raise ValueError(f"{name} of the weights has the shape {list(state[name].shape)}; it must be a matrix")
     return state[name]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_videomae import hf_pretraining
+from hf_models import hf_pretraining
 from safetensors.torch import load_file
 from saved_runs import CAPTIONS, finetuning_run, pretraining_run, words
 from test_formats import assert_equal_states, reconstruction_as_theirs

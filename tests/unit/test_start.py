@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_videomae import hf_pretraining
+from hf_models import hf_pretraining, write_bert
 from saved_runs import DATA, finetuning_run, pretraining_run, words
 from tiny import IMAGE_SIZE, NUM_FRAMES, TINY, tiny_model
 
@@ -29,23 +29,6 @@ def videomae(tmp_path: Path) -> str:
     """A folder of Hugging Face's VideoMAE of the tiny model's sizes."""
     hf_pretraining().save_pretrained(tmp_path / "videomae")
     return str(tmp_path / "videomae")
-
-
-def write_bert(folder: Path, width: int = TINY.width) -> str:
-    """A folder of BERT with the words of saved_runs."""
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(
-        vocab_size=words().vocab_size,
-        hidden_size=width,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        max_position_embeddings=TINY.text_positions,
-    )
-    BertModel(config).save_pretrained(folder)  # pyright: ignore[reportCallIssue] (a Module to pyright)
-    words().save(folder)
-    return str(folder)
 
 
 def started(**fields: Any) -> Start | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from hf_videomae import hf_config
+from hf_models import hf_config
 from safetensors.torch import load_file
 from test_formats import assert_equal_states, reconstruction_as_theirs
 from transformers import VideoMAEForPreTraining

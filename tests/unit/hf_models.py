@@ -1,13 +1,14 @@
-"""Hugging Face's VideoMAE, of the tiny model's sizes or others, with random weights."""
+"""Hugging Face's VideoMAE and BERT, of the tiny model's sizes or others, with random weights."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from saved_runs import randomised
+from saved_runs import randomised, words
 from tiny import IMAGE_SIZE, NUM_FRAMES, TINY
-from transformers import VideoMAEConfig, VideoMAEForPreTraining
+from transformers import BertConfig, BertModel, VideoMAEConfig, VideoMAEForPreTraining
 
 
 def hf_config(**fields: Any) -> VideoMAEConfig:
@@ -39,3 +40,18 @@ def hf_pretraining(**fields: Any) -> Any:
 def old_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The state dict with biases of queries and values under the names of files on the hub."""
     return {n.replace("query.bias", "q_bias").replace("value.bias", "v_bias"): value for n, value in state.items()}
+
+
+def write_bert(folder: Path, width: int = TINY.width) -> str:
+    """A folder of BERT with the words of saved_runs."""
+    config = BertConfig(
+        vocab_size=words().vocab_size,
+        hidden_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=TINY.text_positions,
+    )
+    BertModel(config).save_pretrained(folder)  # pyright: ignore[reportCallIssue] (a Module to pyright)
+    words().save(folder)
+    return str(folder)
