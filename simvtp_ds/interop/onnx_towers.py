@@ -18,6 +18,7 @@ from simvtp_ds.interop.exported import CONFIG, ExportedConfig
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # absolute, between torch's unit vectors and onnxruntime's
 VIDEO, TEXT = "video.onnx", "text.onnx"
+OUTPUT = "vectors"  # a name that no operator has: the exporter calls values after theirs
 
 
 class _Video(nn.Module):
@@ -49,7 +50,7 @@ def write_onnx(model: nn.Module, config: ExportedConfig, folder: Path) -> float:
     """Write both towers and config.json into a folder that is there, and compare them with the model.
 
     video.onnx takes `clips` uint8 [B, T, S, S, 3] (RGB), text.onnx `words` int64 [B, L] and `word_mask` bool [B, L]
-    (False on padding); both give `embedding` float32 [B, D], unit vectors, for any B and L.
+    (False on padding); both give `vectors` float32 [B, D], of unit length, for any B and L.
 
     Args:
         model: Has embed_video and embed_text.
@@ -89,7 +90,7 @@ def write_onnx(model: nn.Module, config: ExportedConfig, folder: Path) -> float:
                 tower,
                 traced,
                 folder / name,
-                output_names=["embedding"],
+                output_names=[OUTPUT],
                 dynamo=True,
                 dynamic_shapes=dynamic,
                 external_data=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,11 @@ def test_other_words_are_refused_though_there_are_as_many(checkpoint: Path) -> N
 
 @pytest.mark.parametrize("field", ["init", "init_words"])
 def test_other_weights_to_start_pretraining_from_are_refused(checkpoint: Path, field: str) -> None:
-    save_config(PretrainConfig(**{field: "a"}), checkpoint.parent.parent / "config.yaml")
-    check_inputs(checkpoint, PretrainConfig(**{field: "a"}), tokenizer_of("abc"))
+    started = [replace(PretrainConfig(), **{field: name}) for name in ("a", "b")]
+    save_config(started[0], checkpoint.parent.parent / "config.yaml")
+    check_inputs(checkpoint, started[0], tokenizer_of("abc"))
     with pytest.raises(TrainingError, match=f"{field} was a, is b. Start with the same --{field}"):
-        check_inputs(checkpoint, PretrainConfig(**{field: "b"}), tokenizer_of("abc"))
+        check_inputs(checkpoint, started[1], tokenizer_of("abc"))
 
 
 @pytest.mark.parametrize("init", ["runs/b", ""])
