@@ -217,6 +217,7 @@ def _without_positions(tensors: Mapping[str, Tensor], path: str) -> tuple[dict[s
 def _patch_sizes(theirs: Mapping[str, Tensor]) -> dict[str, int]:
     """Frames and pixels of a patch, which the kernel of a Conv3d tells and a matrix does not."""
     for name, value in theirs.items():
-        if value.dim() == 5 and name.endswith(("patch_embed.proj.weight", "patch_embeddings.projection.weight")):
+        square = value.dim() == 5 and value.shape[3] == value.shape[4]
+        if square and name.endswith(("patch_embed.proj.weight", "patch_embeddings.projection.weight")):
             return {"tubelet_size": value.shape[2], "patch_size": value.shape[3]}
     return {}
