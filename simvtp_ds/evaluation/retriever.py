@@ -144,7 +144,8 @@ def _exported(folder: Path) -> Retriever:
     model, config = whole_model(source), read_exported_config(folder)
     if source.tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer: convert the model again, with --tokenizer")
-    files = b"".join(sha256(folder / name).encode() for name in (HF_WEIGHTS[0], CONFIG, FILE_NAME))
+    names = (HF_WEIGHTS[0], CONFIG, FILE_NAME, "vocab.txt")
+    files = b"".join(sha256(folder / name).encode() for name in names if (folder / name).is_file())
     return Retriever(
         model=model,
         tokenizer=source.tokenizer,

@@ -115,7 +115,8 @@ def refusal(path: Path, error: Exception, expected: str) -> ValueError:
             "its maker, convert it to safetensors in a container first, as docs/weights.md shows"
         )
     found = _UNPICKLER.search(str(error))
-    reason = found[1] if found else (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = (found[1] if found else str(error)).strip().splitlines()
+    reason = lines[0] if lines else "it is no pickle of tensors"
     return ValueError(f"{path} is not {expected} ({reason[:200]}): fetch it again, or name another")
 
 

@@ -100,6 +100,11 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
 
 def test_what_holds_no_weights_is_refused(tmp_path: Path) -> None:
     noise, pointer, text = tmp_path / "noise.pth", tmp_path / "pointer.safetensors", tmp_path / "list.pth"
+    for line in ("epoch 3\n", "import sys\n", "import torch\n"):  # whatever the unpickler stumbles over, it is told
+        text.write_text(line)
+        told = refused(text, tmp_path)
+        assert "whole PyTorch checkpoint (" in told
+        assert "()" not in told
     noise.write_bytes(bytes(range(256)) * 4)
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     torch.save({"epoch": 3}, text)
