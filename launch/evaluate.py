@@ -25,7 +25,10 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument(
-        "--checkpoint", type=Path, required=True, help="a run folder (its newest), or one of its checkpoints"
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a run folder (its newest), one of its checkpoints, or a folder of launch/convert.py",
     )
     p.add_argument("--manifest", type=Path, required=True, help="folder that launch/prepare.py wrote")
     p.add_argument("--out", type=Path, help="where to write the scores as JSON")

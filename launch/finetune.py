@@ -16,8 +16,9 @@ Fine-tune a pre-trained SimVTP for text-to-video retrieval: two towers and their
          --init runs/mine --data.manifest data/msrvtt_9k --run.dir runs/msrvtt
   3. python launch/evaluate.py --checkpoint runs/msrvtt --manifest data/msrvtt_1kA
 
---init takes a run or a checkpoint of launch/pretrain.py; model sizes and tokenizer are then its own. Without --init the
-towers start from scratch. Every option is explained below; --preset finetune_msrvtt gives the defaults."""
+--init takes a run or a checkpoint of ours, whose sizes and tokenizer are then the model's, or weights of others
+(docs/weights.md). Without --init the towers start from scratch. Every option is explained below; --preset
+finetune_msrvtt gives the defaults."""
 
 
 def make_job(config, settings, world_size):

@@ -15,7 +15,8 @@ Pre-train SimVTP on a folder of captioned videos.
          --deepspeed_config ds_configs/zero2_bf16.json --data.manifest data/mine --run.dir runs/mine
 
 The DeepSpeed JSON owns micro batch, accumulation, dtype, clipping, ZeRO, optimizer, peak learning rate and weight
-decay. Everything else is below: a preset gives the defaults, --config FILE goes over it, options go over both.
+decay. --init and --init_words start from VideoMAE and BERT, or other weights (docs/weights.md), else from scratch.
+Everything else is below: a preset gives the defaults, --config FILE goes over it, options go over both.
 torchrun, srun and plain python (one process) start it as well."""
 
 

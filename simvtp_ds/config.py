@@ -175,6 +175,10 @@ class PretrainConfig:
     """A pre-training run.
 
     Args:
+        init: Weights to start from: a run, a checkpoint, or a file or folder of VideoMAE or SimVTP (docs/weights.md);
+            their sizes must be those of `model`. Empty: from scratch.
+        init_words: Word embeddings to start from: a folder of BERT, or its name in the local cache of Hugging Face.
+            Empty: those of `init` where it has some.
         data: Clips, pixels and words.
         masks: How much is hidden.
         model: Sizes of the model.
@@ -183,6 +187,8 @@ class PretrainConfig:
         run: Folder, seed, checkpoints, logging.
     """
 
+    init: str = ""
+    init_words: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

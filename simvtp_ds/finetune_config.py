@@ -82,8 +82,10 @@ class FinetuneConfig:
     """A fine-tuning run: two towers for text-to-video retrieval.
 
     Args:
-        init: Run or checkpoint of pre-training to start from; model sizes and tokenizer are its own. Empty: from
-            scratch.
+        init: Weights to start from: a run, a checkpoint, or a file or folder of SimVTP or VideoMAE (docs/weights.md);
+            model sizes and tokenizer are its own where it has them. Empty: from scratch.
+        init_words: Word embeddings to start from where `init` has none: a folder of BERT, or its name in the local
+            cache of Hugging Face.
         data: Clips, pixels and words.
         augment: How training clips are changed.
         model: Sizes of each tower, for a start from scratch.
@@ -98,6 +100,7 @@ class FinetuneConfig:
     """
 
     init: str = ""
+    init_words: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simvtp_ds.config_files import config_parser, instantiate
+from simvtp_ds.finetune_config import FinetuneConfig
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def parse(arguments: list[str], config_class: type, default_preset: str, descrip
     parser.add_argument("--local_rank", type=int, default=-1, help="set by the launcher")
     parsed = parser.parse_args(arguments)
     sizes = [argument for argument in arguments if argument.startswith("--model.")]
-    if sizes and getattr(parsed, "init", ""):
+    if sizes and parsed.init and config_class is FinetuneConfig:  # pre-training checks that they fit
         raise ValueError(f"{sizes[0]} cannot be chosen with --init: the model's sizes are those of {parsed.init}")
     if not parsed.deepspeed_config:
         raise ValueError("--deepspeed_config is missing: name a DeepSpeed JSON, such as ds_configs/zero2_bf16.json")

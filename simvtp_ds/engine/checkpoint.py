@@ -96,7 +96,10 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
     if path.resolve().parent.name == "checkpoints":
         record_of(path)
         return path.resolve().parent.parent, path
-    raise ValueError(f"{path} is neither a run (a folder with config.yaml) nor a checkpoint (RUN/checkpoints/step_N)")
+    raise ValueError(
+        f"{path} is neither a run (a folder with config.yaml) nor a checkpoint (RUN/checkpoints/step_N); of other "
+        "weights launch/convert.py makes a folder that loads"
+    )
 
 
 def agree_on(candidates: list[Path], rank: Rank, control: Control, warn: Callable[[str], None]) -> Path:

@@ -6,24 +6,21 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+from torch import nn
 
-from simvtp_ds.config import ModelConfig, check_sizes
-from simvtp_ds.config_files import load_config, saved_class
+from simvtp_ds.config import check_sizes
 from simvtp_ds.data.examples import RetrievalExamples
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.data.videos import Videos
 from simvtp_ds.ds_settings import DeepSpeedSettings
-from simvtp_ds.engine.checkpoint import find_checkpoint
 from simvtp_ds.engine.run import Job, open_manifest, steps_per_epoch
-from simvtp_ds.engine.saving import WEIGHTS, read_weights
 from simvtp_ds.engine.schedule import build_schedule
+from simvtp_ds.engine.start import check_words, finetuning_source, towers_start
 from simvtp_ds.engine.train import Trainer, seed_dropout
 from simvtp_ds.finetune_config import FinetuneConfig
-from simvtp_ds.interop.init_towers import towers_from_pretraining
+from simvtp_ds.interop.source import Source
 from simvtp_ds.model.params import layered_groups
 from simvtp_ds.model.retrieval import TwoTower
 from simvtp_ds.objectives.finetune import FinetuneTask
@@ -34,34 +31,11 @@ from simvtp_ds.types import AnyLosses, RetrievalBatch, to_device
 Validate: TypeAlias = Callable[..., dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Start:
-    """A pre-trained model to start from."""
-
-    checkpoint: Path
-    model: ModelConfig
-    tokenizer: Tokenizer
-    weights: dict[str, Tensor]
-
-
-def open_start(path: str) -> Start:
-    """Read what `init` names.
-
-    Raises:
-        ValueError: it is no checkpoint of pre-training, or a damaged one.
-    """
-    run, folder = find_checkpoint(Path(path))
-    if saved_class(run / "config.yaml") is FinetuneConfig:
-        raise ValueError(f"init {path} is a fine-tuning run: name the pre-training run that it started from")
-    weights, _ = read_weights(folder, WEIGHTS)
-    return Start(folder, load_config(run / "config.yaml").model, Tokenizer.load(run / "tokenizer"), weights)
-
-
 def finetuning_job(config: FinetuneConfig, settings: DeepSpeedSettings, world_size: int, validate: Validate) -> Job:
     """Open manifest, tokenizer and the model to start from; cut off the validation videos; plan the steps.
 
     Args:
-        config: The configuration; with `init`, the model's sizes become the checkpoint's.
+        config: The configuration; with `init`, the model's sizes become those of its weights.
         settings: The user's DeepSpeed JSON.
         world_size: Ranks of the run.
         validate: Scores the model on the validation videos.
@@ -69,9 +43,9 @@ def finetuning_job(config: FinetuneConfig, settings: DeepSpeedSettings, world_si
     Raises:
         ValueError: one of them is missing or damaged or does not fit another, or there is no step to make.
     """
-    start = open_start(config.init) if config.init else None
-    if start is not None:
-        config = replace(config, model=start.model)
+    source = finetuning_source(config)
+    if source is not None:
+        config = replace(config, model=source.model())
         check_sizes(config.data, config.model)
     if settings.zero_stage == 3:
         # Ranks score unequal numbers of held-out batches, and the average of the weights is kept where they are.
@@ -88,11 +62,11 @@ def finetuning_job(config: FinetuneConfig, settings: DeepSpeedSettings, world_si
             f"{settings.path}"
         )
     manifest = open_manifest(data.manifest, data.storage.root)
-    tokenizer = choose_tokenizer(config, start)
+    tokenizer = choose_tokenizer(config, source)
     training, validation = Videos(manifest).split(config.validation.videos, config.run.seed)
     epoch = steps_per_epoch(len(training), f"training videos in {data.manifest}", settings, world_size)
     shared, match = config.towers == "shared", objectives.vtm > 0
-    state = towers_from_pretraining(start.weights, shared, match)[0] if start is not None else None
+    start = towers_start(config, source) if source is not None else None
 
     def build() -> tuple[nn.Module, list[dict[str, Any]]]:
         towers = TwoTower(
@@ -104,8 +78,8 @@ def finetuning_job(config: FinetuneConfig, settings: DeepSpeedSettings, world_si
             match=match,
             drop_path=config.drop_path,
         )
-        if state is not None:
-            towers.load_state_dict(state)
+        if start is not None:
+            towers.load_state_dict(start.state)
         task = FinetuneTask(towers, objectives)
         return task, layered_groups(task, settings.weight_decay, config.layer_decay)
 
@@ -131,24 +105,27 @@ def finetuning_job(config: FinetuneConfig, settings: DeepSpeedSettings, world_si
             validate_every=config.validation.every * epoch,
         ),
         ema_decay=config.ema_decay,
+        start=start,
     )
 
 
-def choose_tokenizer(config: FinetuneConfig, start: Start | None) -> Tokenizer:
-    """The pre-trained model's tokenizer, or, from scratch, the one that the configuration names.
+def choose_tokenizer(config: FinetuneConfig, source: Source | None) -> Tokenizer:
+    """The tokenizer of the weights, or, where they have none, the one that the configuration names.
 
     Raises:
-        ValueError: the configuration names one whose words are not those of the pre-trained model.
+        ValueError: the configuration names one whose words are not those of the weights.
     """
     data = config.data
-    if start is None:
-        return Tokenizer.load(data.tokenizer or data.manifest)
-    if data.tokenizer and not Tokenizer.load(data.tokenizer).same_words(start.tokenizer):
+    own = source.tokenizer if source is not None else None
+    tokenizer = own or Tokenizer.load(data.tokenizer or data.manifest)
+    if own is not None and data.tokenizer and not Tokenizer.load(data.tokenizer).same_words(own):
         raise ValueError(
-            f"data.tokenizer {data.tokenizer} has other words than the model in {start.checkpoint} was trained with: "
+            f"data.tokenizer {data.tokenizer} has other words than the model in {config.init} was trained with: "
             "leave data.tokenizer empty to use the model's own"
         )
-    return start.tokenizer
+    if source is not None:
+        check_words(source, tokenizer)
+    return tokenizer
 
 
 @dataclass(kw_only=True)

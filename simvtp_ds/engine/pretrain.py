@@ -15,6 +15,7 @@ from simvtp_ds.data_config import DataConfig
 from simvtp_ds.ds_settings import DeepSpeedSettings
 from simvtp_ds.engine.run import Job, open_manifest, steps_per_epoch
 from simvtp_ds.engine.schedule import build_schedule
+from simvtp_ds.engine.start import pretraining_start
 from simvtp_ds.model.params import parameter_groups
 from simvtp_ds.model.patches import token_grid
 from simvtp_ds.model.simvtp import SimVTP
@@ -22,7 +23,7 @@ from simvtp_ds.objectives.pretrain import PretrainTask
 
 
 def pretraining_job(config: PretrainConfig, settings: DeepSpeedSettings, world_size: int) -> Job:
-    """Open manifest and tokenizer, plan the steps.
+    """Open manifest, tokenizer and the weights to start from, plan the steps.
 
     Raises:
         ValueError: one of them is missing or damaged, views do not fill the micro batch, there are fewer clips than one
@@ -32,6 +33,7 @@ def pretraining_job(config: PretrainConfig, settings: DeepSpeedSettings, world_s
     root = data.storage.root
     manifest = Mixture.open(data.mixture, root) if data.mixture else open_manifest(data.manifest, root)
     tokenizer = choose_tokenizer(data)
+    start = pretraining_start(config, tokenizer)
     grid = token_grid(data.num_frames, data.image_size, model.tubelet_size, model.patch_size)
     examples = PretrainExamples(
         manifest, tokenizer, data, config.masks, grid, config.run.seed, matching=config.objectives.vtm > 0
@@ -41,7 +43,10 @@ def pretraining_job(config: PretrainConfig, settings: DeepSpeedSettings, world_s
     epoch = steps_per_epoch(len(manifest), f"captions in {corpora}", settings, world_size, data.views)
 
     def build() -> tuple[nn.Module, list[dict[str, Any]]]:
-        task = PretrainTask(SimVTP(model, data.num_frames, data.image_size, tokenizer.vocab_size), config.objectives)
+        simvtp = SimVTP(model, data.num_frames, data.image_size, tokenizer.vocab_size)
+        if start is not None:
+            simvtp.load_state_dict(start.state, strict=False)  # its names were checked
+        task = PretrainTask(simvtp, config.objectives)
         return task, parameter_groups(task, settings.weight_decay)
 
     return Job(
@@ -55,6 +60,7 @@ def pretraining_job(config: PretrainConfig, settings: DeepSpeedSettings, world_s
         identity=[asdict(model), data.num_frames, data.image_size, tokenizer.vocab_size]
         + ([data.views] if data.views > 1 else []),
         build=build,
+        start=start,
     )
 
 

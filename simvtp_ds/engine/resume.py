@@ -44,11 +44,13 @@ def check_inputs(folder: Path, config: PretrainConfig | FinetuneConfig, tokenize
     words, saved = run / "tokenizer", run / "config.yaml"
     if words.is_dir() and not Tokenizer.load(words).same_words(tokenizer):
         raise TrainingError(f"cannot go on from {folder}: the tokenizer has other words than the one in {words}")
-    if not isinstance(config, FinetuneConfig) or not saved.is_file() or saved_class(saved) is not FinetuneConfig:
+    if not saved.is_file() or saved_class(saved) is not type(config):
         return
-    then, now = load_config(saved, FinetuneConfig).init, config.init
-    if bool(then) != bool(now) or Path(then).resolve() != Path(now).resolve():
-        raise TrainingError(
-            f"cannot go on from {folder}: init was {then or 'empty'}, is {now or 'empty'}. Start with the same --init, "
-            "or name another --run.dir"
-        )
+    before = load_config(saved, type(config))
+    for name in ("init", "init_words"):
+        then, now = getattr(before, name), getattr(config, name)
+        if bool(then) != bool(now) or Path(then).resolve() != Path(now).resolve():
+            raise TrainingError(
+                f"cannot go on from {folder}: {name} was {then or 'empty'}, is {now or 'empty'}. Start with the same "
+                f"--{name}, or name another --run.dir"
+            )

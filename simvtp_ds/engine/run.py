@@ -30,6 +30,7 @@ from simvtp_ds.engine.meters import BadClipLog, Journal
 from simvtp_ds.engine.ranks import Control, Rank, connect
 from simvtp_ds.engine.resume import check_inputs, find_start
 from simvtp_ds.engine.schedule import Schedule
+from simvtp_ds.engine.start import Start
 from simvtp_ds.engine.train import Trainer, start_engine
 from simvtp_ds.finetune_config import FinetuneConfig
 from simvtp_ds.model.blocks import use_fast_norm_if_available
@@ -50,6 +51,7 @@ class Job:
         build: Makes the task module and its parameter groups; called once torch's generator is seeded.
         trainer: `Trainer`, or one that does more.
         ema_decay: See `Ema`; 0: no average is kept.
+        start: The weights that `build` starts from, where they are not random.
     """
 
     config: PretrainConfig | FinetuneConfig
@@ -62,6 +64,7 @@ class Job:
     build: Callable[[], tuple[torch.nn.Module, list[dict[str, Any]]]]
     trainer: Callable[..., Trainer] = Trainer
     ema_decay: float = 0.0
+    start: Start | None = None
 
     def __post_init__(self) -> None:
         choose_backend(self.config.data)  # ValueError where it is not there
@@ -133,6 +136,8 @@ def open_journal(job: Job, run: Path, engine: Any, rank: Rank, hosts: list[str],
     (run / "deepspeed.json").write_text(json.dumps(job.settings.raw, indent=2) + "\n")
     environment = describe_environment(rank, hosts, job.settings, engine)
     (run / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+    if job.start is not None:
+        (run / "init.json").write_text(json.dumps(job.start.as_json(), indent=1) + "\n")
     (run / "tokenizer").mkdir(exist_ok=True)
     job.tokenizer.save(run / "tokenizer")
     return Journal(run, job.schedule.total_steps, first_step)
@@ -172,7 +177,7 @@ def train(job: Job, rank: Rank, resume: str) -> str:
         manifest=job.manifest.fingerprint,
         model=json.dumps(job.identity),
     )
-    notes: list[str] = []
+    notes = job.start.lines() if job.start is not None else []
     folder = find_start(run, resume, rank, control, notes.append)
     if folder is not None:
         position = replace(position, step=checkpoint.check_position(folder, position))

@@ -16,13 +16,13 @@ from typing import Any
 
 from simvtp_ds.data.manifest import Manifest
 from simvtp_ds.data.videos import Videos
-from simvtp_ds.engine.checkpoint import find_checkpoint, steps_of
+from simvtp_ds.engine.checkpoint import steps_of
 from simvtp_ds.evaluation.bootstrap import Bootstrap
 from simvtp_ds.evaluation.cache import FOLDER, cache_key, read_cache, write_cache
 from simvtp_ds.evaluation.embed import Embeddings, embed
 from simvtp_ds.evaluation.rerank import rerank
 from simvtp_ds.evaluation.retrieval import WAYS, score_columns, summarise
-from simvtp_ds.evaluation.retriever import Retriever, load_retriever
+from simvtp_ds.evaluation.retriever import Retriever, chosen, load_retriever
 from simvtp_ds.evaluation.share import Share
 from simvtp_ds.progress import Show
 
@@ -92,7 +92,7 @@ def evaluate(path: Path, request: Request, setting: Setting) -> dict[str, Any]:
     videos = setting.videos
     began = time.perf_counter()
     # One choice for all ranks: the newest checkpoint of a run that is still training changes.
-    retriever = load_retriever(setting.share.gather(find_checkpoint(path)[1])[0])
+    retriever = load_retriever(setting.share.gather(chosen(path))[0])
     if request.rerank and not retriever.matches:
         raise ValueError(
             f"{retriever.checkpoint} was trained without matching (objectives.vtm 0): it cannot re-rank, leave "

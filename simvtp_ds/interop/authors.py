@@ -6,7 +6,8 @@ They keep a Conv3d for the patches and a mask token of shape [1, 1, D]; ours are
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from einops import rearrange
 from torch import Tensor
@@ -41,36 +42,48 @@ FINETUNE_UNUSED = ("video_encoder.text_embeddings.", "text_encoder.patch_embed."
 Names = tuple[tuple[str, str], ...]
 
 
+def model_config(sizes: Mapping[str, Any]) -> ModelConfig:
+    """The sizes of a model as the authors name them (a fine-tuning model has no decoder)."""
+    default = ModelConfig()
+    return ModelConfig(
+        width=sizes["embed_dim"],
+        depth=sizes["depth"],
+        heads=sizes["num_heads"],
+        decoder_width=sizes.get("decoder_embed_dim", default.decoder_width),
+        decoder_depth=sizes.get("decoder_depth", default.decoder_depth),
+        decoder_heads=sizes.get("decoder_num_heads", default.decoder_heads),
+        mlp_ratio=sizes["mlp_ratio"],
+        patch_size=sizes["patch_size"],
+        tubelet_size=sizes["tubelet_size"],
+        text_positions=sizes["max_text_positions"],
+        text_dropout=0.0,
+    )
+
+
+def renamed(name: str, names: Names) -> str | None:
+    """Our name of the parameter `name` of a model that calls its blocks as VideoMAE does; None where it has none."""
+    ours = _renamed(name, names)
+    return None if ours is None else re.sub(r"\.attn\.([qv]_bias)$", r".attn.qkv.\1", ours)
+
+
 def to_ours(name: str, names: Names = PRETRAIN_NAMES) -> str:
     """Our name of the authors' parameter `name`; ValueError where it has none."""
-    ours = _rename(name, names)
+    ours = renamed(name, names)
     if ours is None:
         raise ValueError(
             f"{name!r} is not a parameter of the authors' model: expected one that starts with {[n for n, _ in names]}"
         )
-    return re.sub(r"\.attn\.([qv]_bias)$", r".attn.qkv.\1", ours)
+    return ours
 
 
 def to_theirs(name: str, names: Names = PRETRAIN_NAMES) -> str:
     """The authors' name of our parameter `name`; ValueError where it has none."""
-    theirs = _rename(name, tuple((ours, theirs) for theirs, ours in names))
+    theirs = _renamed(name, tuple((ours, theirs) for theirs, ours in names))
     if theirs is None:
         raise ValueError(
             f"{name!r} is not a parameter of our model: expected one that starts with {[n for _, n in names]}"
         )
     return re.sub(r"\.attn\.qkv\.([qv]_bias)$", r".attn.\1", theirs)
-
-
-def state_from_authors(
-    weights: Mapping[str, Tensor], names: Names = PRETRAIN_NAMES, unused: Iterable[str] = ()
-) -> dict[str, Tensor]:
-    """Our state dict from theirs, for a strict `load_state_dict`, without names that start with one of `unused`."""
-    skip = tuple(unused)
-    return {
-        to_ours(name, names): tensor_from_authors(name, value)
-        for name, value in weights.items()
-        if not name.startswith(skip)
-    }
 
 
 def state_to_authors(
@@ -83,20 +96,22 @@ def state_to_authors(
         if theirs.endswith("patch_embed.proj.weight"):
             size = {"pt": config.tubelet_size, "ph": config.patch_size, "pw": config.patch_size}
             value = rearrange(value, "d (c pt ph pw) -> d c pt ph pw", **size)
-        elif theirs == "mask_token":
+        elif ours == "decoder.mask_token":
             value = rearrange(value, "d -> 1 1 d")
         result[theirs] = value
     return result
 
 
-def tensor_from_authors(name: str, value: Tensor) -> Tensor:
-    """The authors' parameter `name` (or its gradient) in our shape."""
-    if name.endswith("patch_embed.proj.weight"):
+def to_our_shape(ours: str, value: Tensor) -> Tensor:
+    """Their parameter (or its gradient) in the shape that ours of this name has, where it can have it."""
+    if ours.endswith("patches.weight") and value.dim() == 5:
         return rearrange(value, "d c pt ph pw -> d (c pt ph pw)")
-    return rearrange(value, "1 1 d -> d") if name == "mask_token" else value
+    if ours == "decoder.mask_token" and value.dim() == 3 and value.shape[:2] == (1, 1):
+        return rearrange(value, "1 1 d -> d")
+    return value
 
 
-def _rename(name: str, prefixes: Names) -> str | None:
+def _renamed(name: str, prefixes: Names) -> str | None:
     for old, new in prefixes:
         if name.startswith(old):
             return new + name[len(old) :]

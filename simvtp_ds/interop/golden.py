@@ -18,17 +18,18 @@ from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from simvtp_ds.config import ContrastiveConfig, ModelConfig, ObjectiveConfig
+from simvtp_ds.config import ContrastiveConfig, ObjectiveConfig
 from simvtp_ds.finetune_config import RetrievalObjectiveConfig
 from simvtp_ds.interop.authors import (
     FINETUNE_NAMES,
-    FINETUNE_UNUSED,
     PRETRAIN_NAMES,
     Names,
-    state_from_authors,
-    tensor_from_authors,
+    model_config,
+    to_our_shape,
     to_ours,
 )
+from simvtp_ds.interop.autodetect import read_source
+from simvtp_ds.interop.formats import to_our_names
 from simvtp_ds.model.retrieval import TwoTower
 from simvtp_ds.model.simvtp import SimVTP
 from simvtp_ds.objectives.finetune import FinetuneTask
@@ -93,13 +94,17 @@ def load(path: Path) -> Golden:
     return Golden(path, json.loads(metadata["config"]), tensors)
 
 
-def compare(golden: Golden) -> list[Difference]:
-    """Every output, loss and gradient of the file against ours."""
+def compare(golden: Golden, weights: Mapping[str, Tensor] | None = None) -> list[Difference]:
+    """Every output, loss and gradient of the file against ours.
+
+    Args:
+        golden: The file.
+        weights: State dict of our model, where it went another way than straight from the file.
+    """
     try:
-        if "mask" in golden.section("inputs"):
-            ours, model, names = run_pretrain(golden)
-        else:
-            ours, model, names = run_finetune(golden)
+        state = to_our_names(golden.section("weights"), str(golden.path)).state if weights is None else weights
+        run = run_pretrain if "mask" in golden.section("inputs") else run_finetune
+        ours, model, names = run(golden, state)
     except (KeyError, RuntimeError, ValueError) as error:
         raise GoldenError(f"{golden.path}: the model of this file cannot be built or run: {error}") from error
 
@@ -111,31 +116,12 @@ def compare(golden: Golden) -> list[Difference]:
         if section in ("outputs", "losses"):
             differences.append(_difference(key, ours[name], theirs, _required(golden, section, name)))
         elif section == "grads":
-            expected = tensor_from_authors(name, theirs)
-            found = gradients.pop(to_ours(name, names))
+            own = to_ours(name, names)
+            found, expected = gradients.pop(own), to_our_shape(own, theirs)
             differences.append(_difference(key, found, expected, _required(golden, section, name)))
     if gradients:
         raise GoldenError(f"{golden.path}: it has no gradient for our parameters {sorted(gradients)}")
     return differences
-
-
-def model_config(golden: Golden) -> ModelConfig:
-    """The sizes of a golden file's model (a fine-tuning file has no decoder)."""
-    config = golden.config
-    default = ModelConfig()
-    return ModelConfig(
-        width=config["embed_dim"],
-        depth=config["depth"],
-        heads=config["num_heads"],
-        decoder_width=config.get("decoder_embed_dim", default.decoder_width),
-        decoder_depth=config.get("decoder_depth", default.decoder_depth),
-        decoder_heads=config.get("decoder_num_heads", default.decoder_heads),
-        mlp_ratio=config["mlp_ratio"],
-        patch_size=config["patch_size"],
-        tubelet_size=config["tubelet_size"],
-        text_positions=config["max_text_positions"],
-        text_dropout=0.0,
-    )
 
 
 def batch_of(inputs: Mapping[str, Tensor]) -> Batch:
@@ -158,11 +144,11 @@ def batch_of(inputs: Mapping[str, Tensor]) -> Batch:
     )
 
 
-def run_pretrain(golden: Golden) -> tuple[dict[str, Tensor], nn.Module, Names]:
+def run_pretrain(golden: Golden, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], nn.Module, Names]:
     """Outputs and losses under the authors' names, the model with its gradients, and the names of its parameters."""
     config = golden.config
-    model = SimVTP(model_config(golden), config["num_frames"], config["image_size"], config["vocab_size"])
-    model.load_state_dict(state_from_authors(golden.section("weights")))
+    model = SimVTP(model_config(config), config["num_frames"], config["image_size"], config["vocab_size"])
+    model.load_state_dict(state)
     contrastive = ContrastiveConfig(temperature=config["temperature"], scope="local")
     task = PretrainTask(model, ObjectiveConfig(contrastive=contrastive))
     batch = batch_of(golden.section("inputs"))
@@ -181,11 +167,11 @@ def run_pretrain(golden: Golden) -> tuple[dict[str, Tensor], nn.Module, Names]:
     return {**ours, **losses._asdict()}, model, PRETRAIN_NAMES
 
 
-def run_finetune(golden: Golden) -> tuple[dict[str, Tensor], nn.Module, Names]:
+def run_finetune(golden: Golden, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], nn.Module, Names]:
     """As `run_pretrain`, for the two towers."""
     config, inputs = golden.config, golden.section("inputs")
-    model = TwoTower(model_config(golden), config["num_frames"], config["image_size"], config["vocab_size"])
-    model.load_state_dict(state_from_authors(golden.section("weights"), FINETUNE_NAMES, FINETUNE_UNUSED))
+    model = TwoTower(model_config(config), config["num_frames"], config["image_size"], config["vocab_size"])
+    model.load_state_dict(state)
     contrastive = ContrastiveConfig(temperature=config["temperature"], scope="local")
     task = FinetuneTask(model, RetrievalObjectiveConfig(contrastive=contrastive))
     frames = rearrange(inputs["video_uint8"], "b c t h w -> b t h w c")
@@ -201,11 +187,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Print a table for each file; 0 if all that must agree does, 1 if something does not, 2 for an unusable file."""
     parser = argparse.ArgumentParser(prog="python -m simvtp_ds.interop.golden", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a golden file (.safetensors)")
-    failed = 0
-    for path in parser.parse_args(arguments).files:
+    parser.add_argument("--weights", type=Path, metavar="PATH", help="take the model from what launch/convert.py wrote")
+    options, failed = parser.parse_args(arguments), 0
+    for path in options.files:
         try:
-            differences = compare(load(path))
-        except GoldenError as error:
+            differences = compare(load(path), read_source(options.weights).state if options.weights else None)
+        except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         wrong = [d for d in differences if d.required and not d.agrees]

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from simvtp_ds.config import ModelConfig
-from simvtp_ds.data.augment import PIXEL_MEAN
-from simvtp_ds.model.retrieval import TwoTower
+from simvtp_ds.interop.sizes import shapes_of
 
 # (pre-training model's, towers'), each a prefix of names. fc_norm starts from the encoder's final norm: the norm only
 # moves from before the mean over tokens to behind it, and what it has learnt about its channels holds on either side.
@@ -51,63 +47,24 @@ def towers_from_pretraining(
         ValueError: a tensor is missing, has a shape that does not fit the others, or is of another model.
     """
     names = VIDEO_NAMES + (() if shared else UNTIED_NAMES) + (MATCH_NAMES if match else ())
-    expected = _expected_shapes(state, shared, match)
+    expected = shapes_of(state, "pretrain")
     towers, used = {}, set()
     for old, new in names:
-        for name in (name for name in expected if name.startswith(new)):
-            source = old + name.removeprefix(new)
-            towers[name] = _tensor(state, source)
-            used.add(source)
-            if towers[name].shape != expected[name]:
+        for source in (name for name in expected if name.startswith(old)):
+            if source not in state:
                 raise ValueError(
-                    f"{source} of the pre-training weights has the shape {list(towers[name].shape)}, the others ask "
-                    f"for {list(expected[name])}: the file is damaged or of another model"
+                    f"the weights have no {source}: they are not a pre-training model's "
+                    "(checkpoints/step_*/weights.safetensors of a pre-training run)"
                 )
+            if state[source].shape != expected[source]:
+                raise ValueError(
+                    f"{source} of the pre-training weights has the shape {list(state[source].shape)}, the others ask "
+                    f"for {list(expected[source])}: the file is damaged or of another model"
+                )
+            towers[new + source.removeprefix(old)] = state[source]
+            used.add(source)
     ignored = state.keys() - used
     strangers = sorted(name for name in ignored if not name.startswith(IGNORED))
     if strangers:
         raise ValueError(f"{strangers[0]} is not a tensor of the pre-training model: name weights that it has written")
     return towers, InitReport(tuple(sorted(used)), tuple(sorted(ignored)))
-
-
-def _expected_shapes(state: Mapping[str, Tensor], shared: bool, match: bool) -> dict[str, torch.Size]:
-    """Names and shapes of the towers whose sizes are those of `state`, by building them without memory."""
-    block = "encoder.blocks.layers."
-    width = _size(state, f"{block}0.attn.qkv.weight", axis=1)
-    patch_values = _size(state, "patches.weight", axis=1)
-    blocks = [int(found[1]) for name in state if (found := re.match(re.escape(block) + r"(\d+)\.", name))]
-    with torch.device("meta"):
-        model = TwoTower(
-            ModelConfig(
-                width=width,
-                depth=max(blocks) + 1,
-                heads=1,
-                mlp_ratio=(_size(state, f"{block}0.mlp.fc2.weight", axis=1) + 0.5) / width,  # timm rounds down
-                # How a patch is made up of pixels and frames does not show in its weights.
-                patch_size=1,
-                tubelet_size=patch_values // len(PIXEL_MEAN),
-                text_positions=_size(state, "words.embeddings.position_embeddings.weight", axis=0),
-            ),
-            num_frames=patch_values // len(PIXEL_MEAN),
-            image_size=1,
-            vocab_size=_size(state, "words.embeddings.word_embeddings.weight", axis=0),
-            shared=shared,
-            match=match,
-        )
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-
-def _size(state: Mapping[str, Tensor], name: str, axis: int) -> int:
-    found = _tensor(state, name)
-    if found.dim() != 2:
-        raise ValueError(f"{name} of the pre-training weights has the shape {list(found.shape)}; it must be a matrix")
-    return found.shape[axis]
-
-
-def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in state:
-        raise ValueError(
-            f"the weights have no {name}: they are not a pre-training model's (checkpoints/step_*/weights.safetensors "
-            "of a pre-training run)"
-        )
-    return state[name]

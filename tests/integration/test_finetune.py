@@ -118,7 +118,7 @@ def test_ranks_and_accumulation_change_nothing(launcher: Launcher, towers: str) 
 REFUSED = {
     "no checkpoint": ({"init": "/nonexistent"}, "is neither a run"),
     "sizes beside a checkpoint": ({"init": "PRETRAINED", "model.width": 64}, "--model.width"),
-    "a fine-tuned run to start from": ({"init": "FINETUNED"}, "is a fine-tuning run"),
+    "towers of another kind to start from": ({"init": "FINETUNED", "towers": "shared"}, "has untied towers"),
     "a damaged start": ({"init": "DAMAGED"}, "has no complete checkpoint"),
     "a checkpoint with a flipped bit": ({"init": "FLIPPED"}, "is damaged: its sha256"),
     "more held out than there are": ({"validation.videos": 64}, "lower validation.videos"),

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from tiny import TINY, tiny_model
 
 from simvtp_ds.interop import golden
-from simvtp_ds.interop.authors import state_from_authors, state_to_authors, to_ours, to_theirs
+from simvtp_ds.interop.authors import state_to_authors, to_ours, to_theirs
+from simvtp_ds.interop.formats import to_our_names
 
 FILES = ("pretrain", "pretrain_padded", "finetune")
 
@@ -85,7 +86,7 @@ def test_names_and_shapes_go_to_the_authors_and_back() -> None:
     assert theirs["encoder.patch_embed.proj.weight"].shape == (TINY.width, 3, 2, 4, 4)
     assert theirs["mask_token"].shape == (1, 1, TINY.decoder_width)
     assert "decoder.blocks.0.attn.v_bias" in theirs
-    back = state_from_authors(theirs)
+    back = to_our_names(theirs, "authors").state
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
 

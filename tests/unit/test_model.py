@@ -1,90 +1,17 @@
-"""The model against Hugging Face's VideoMAE, and the behaviour its passes promise."""
+"""The behaviour that the model's passes promise; test_formats.py compares it with Hugging Face's VideoMAE."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from einops import rearrange
-from tiny import IMAGE_SIZE, NUM_FRAMES, TINY, TOKENS, tiny_batch, tiny_model
+from tiny import TINY, TOKENS, tiny_batch, tiny_model
 from tiny_towers import tiny_towers
-from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
 from simvtp_ds.config import ModelConfig
-from simvtp_ds.data.augment import PIXEL_MEAN, PIXEL_STD
 from simvtp_ds.model.blocks import Blocks
 from simvtp_ds.model.params import parameter_groups
-from simvtp_ds.model.patches import gather_patches
 from simvtp_ds.model.simvtp import SimVTP
-from simvtp_ds.objectives.pixels import pixel_loss, pixel_target
-
-
-def huggingface_twin(model: SimVTP) -> VideoMAEForPreTraining:
-    """Hugging Face's VideoMAE with the weights of `model`."""
-    theirs = VideoMAEForPreTraining(
-        VideoMAEConfig(
-            image_size=IMAGE_SIZE,
-            patch_size=TINY.patch_size,
-            num_frames=NUM_FRAMES,
-            tubelet_size=TINY.tubelet_size,
-            hidden_size=TINY.width,
-            num_hidden_layers=TINY.depth,
-            num_attention_heads=TINY.heads,
-            intermediate_size=4 * TINY.width,
-            layer_norm_eps=1e-6,
-            use_mean_pooling=False,
-            decoder_hidden_size=TINY.decoder_width,
-            decoder_num_hidden_layers=TINY.decoder_depth,
-            decoder_num_attention_heads=TINY.decoder_heads,
-            decoder_intermediate_size=4 * TINY.decoder_width,
-        )
-    ).eval()
-    theirs.decoder.norm.eps = 1e-6  # they leave this one at torch's 1e-5
-    state = {}
-    for name, value in model.state_dict().items():
-        if name.startswith(("words.", "word_head.", "match_head.")):
-            continue
-        renamed = (
-            name.replace("encoder.blocks.layers.", "videomae.encoder.layer.")
-            .replace("decoder.blocks.layers.", "decoder.decoder_layers.")
-            .replace("norm1", "layernorm_before")
-            .replace("norm2", "layernorm_after")
-            .replace("attn.proj", "attention.output.dense")
-            .replace("mlp.fc1", "intermediate.dense")
-            .replace("mlp.fc2", "output.dense")
-            .replace("encoder.norm", "videomae.layernorm")
-            .replace("decoder.project", "encoder_to_decoder")
-            .replace("decoder.mask_token", "mask_token")
-        )
-        if name.endswith("qkv.weight"):
-            for part, weight in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                state[renamed.replace("attn.qkv", f"attention.attention.{part}")] = weight
-        elif name.endswith(("q_bias", "v_bias")):
-            part = "query" if name.endswith("q_bias") else "value"
-            state[renamed.rsplit("attn.", 1)[0] + f"attention.attention.{part}.bias"] = value
-        elif name == "patches.weight":
-            state["videomae.embeddings.patch_embeddings.projection.weight"] = value.reshape(-1, 3, 2, 4, 4)
-        elif name == "patches.bias":
-            state["videomae.embeddings.patch_embeddings.projection.bias"] = value
-        elif name == "decoder.mask_token":
-            state["mask_token"] = value.reshape(1, 1, -1)
-        else:
-            state[renamed] = value
-    theirs.load_state_dict(state)
-    return theirs
-
-
-def test_masked_autoencoding_without_text_is_that_of_huggingface_videomae() -> None:
-    model, batch = tiny_model(), tiny_batch(3)
-    theirs = huggingface_twin(model)
-    normalised = (batch.frames.float() / 255 - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
-    mask = torch.zeros(3, TOKENS, dtype=torch.bool).scatter(1, batch.hidden, True)
-    with torch.no_grad():
-        expected = theirs(rearrange(normalised, "b t h w c -> b t c h w"), mask)
-        rebuilt = model.decode_pixels(model.encode_video(batch.frames, batch.visible), batch.visible, batch.hidden)
-    torch.testing.assert_close(rebuilt, expected.logits, rtol=1e-4, atol=1e-5)
-
-    loss = pixel_loss(rebuilt, pixel_target(gather_patches(batch.frames, batch.hidden, 2, 4)))
-    torch.testing.assert_close(loss, expected.loss, rtol=1e-4, atol=1e-5)
 
 
 def test_base_model_has_the_number_of_parameters_of_the_paper() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,15 @@ def test_other_words_are_refused_though_there_are_as_many(checkpoint: Path) -> N
     assert tokenizer_of("abd").vocab_size == tokenizer_of("abc").vocab_size
     with pytest.raises(TrainingError, match="other words"):
         check_inputs(checkpoint, FinetuneConfig(init="runs/a"), tokenizer_of("abd"))
+
+
+@pytest.mark.parametrize("field", ["init", "init_words"])
+def test_other_weights_to_start_pretraining_from_are_refused(checkpoint: Path, field: str) -> None:
+    started = [replace(PretrainConfig(), **{field: name}) for name in ("a", "b")]
+    save_config(started[0], checkpoint.parent.parent / "config.yaml")
+    check_inputs(checkpoint, started[0], tokenizer_of("abc"))
+    with pytest.raises(TrainingError, match=f"{field} was a, is b. Start with the same --{field}"):
+        check_inputs(checkpoint, started[1], tokenizer_of("abc"))
 
 
 @pytest.mark.parametrize("init", ["runs/b", ""])
