@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> None:
                 other=other,
                 top=options.top,
             )
-            path = out / f"{len(records):03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', clip.clip_id)[-80:]}.png"
+            path = out / f"{len(records):03d}_{file_name(clip.clip_id)}.png"
             write_png(sheet(panel), path)
             write_film(panel, path.with_suffix(".mp4"), clip.fps / data.frame_stride)
             records.append(record(panel))
@@ -117,6 +117,11 @@ def main(arguments: list[str]) -> None:
         with replacing(out / "predictions.json") as temporary:
             temporary.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         print(summary(found, hiding.words_at))
+
+
+def file_name(clip_id: str) -> str:
+    """A clip's id as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", re.sub(r"\.\w{2,4}$", "", clip_id))[-80:].strip("_")
 
 
 def summary(found: dict, words_at: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 import av
 import matplotlib
@@ -20,6 +21,7 @@ COLUMNS = 8  # frames of a sheet at most, evenly over the clip
 MARGIN, GAP, FONT_SIZE = 12, 4, 15
 LINE = FONT_SIZE + 7  # pixels from one line of text to the next
 INK, FAINT, RIGHT, WRONG, BOX = (24, 24, 24), (110, 110, 110), (0, 112, 60), (178, 40, 30), (255, 214, 140)
+Text: TypeAlias = tuple[str, tuple[int, int, int]]  # with its colour
 SLOWEST = Fraction(2)  # frames a second of a film at least
 
 
@@ -41,8 +43,8 @@ def sheet(panel: Panel, low: int = 128, high: int = 224, means: bool = True) -> 
     shown = np.linspace(0, len(panel.original) - 1, min(COLUMNS, len(panel.original))).round().astype(int)
     pictures = [[fitted(frames[t], low, high) for t in shown] for _, _, frames in rows]
     side, label = pictures[0][0].width, 8 * FONT_SIZE
-    width = max(2 * MARGIN + label + len(shown) * (side + GAP), 760)
-    text = _words(panel, width)
+    text = _words(panel, 2 * MARGIN + label + len(shown) * (side + GAP))
+    width = text.width
     canvas = Image.new("RGB", (width, 2 * MARGIN + len(rows) * (side + GAP) + text.height), "white")
     draw = ImageDraw.Draw(canvas)
     for row, (title, note, _) in enumerate(rows):
@@ -75,64 +77,61 @@ def fitted(frame: np.ndarray, low: int, high: int) -> Image.Image:
 
 
 def _words(panel: Panel, width: int) -> Image.Image:
-    """The caption, its hidden words in boxes, and a table of what was said of them."""
-    canvas = Image.new("RGB", (width, 4 * LINE + LINE * _height(panel) + len(panel.tokens) * LINE), "white")
-    draw, top = ImageDraw.Draw(canvas), MARGIN
+    """The caption, its hidden words in boxes, and a table of what was said of them; wider where it has to be."""
+    columns = _columns(panel)
+    widths = [max(int(font().getlength(text)) for cell in column for text, _ in cell) + 24 for column in columns]
+    heights = [max(len(column[row]) for column in columns) for row in range(len(panel.words) + 1)]
+    width = max(width, 2 * MARGIN + sum(widths))
+    canvas = Image.new("RGB", (width, (len(panel.tokens) + sum(heights) + 4) * LINE), "white")
+    draw = ImageDraw.Draw(canvas)
+    top = _caption(draw, panel, width)
+    if not panel.words:
+        draw.text((MARGIN, top), "no word of it was hidden" if panel.tokens else "no caption", FAINT, font())
+        return canvas.crop((0, 0, width, top + LINE + MARGIN))
+    for row, height in enumerate(heights):
+        for number, column in enumerate(columns):
+            for line, (text, colour) in enumerate(column[row]):
+                draw.text((MARGIN + sum(widths[:number]), top + line * LINE), text, colour, font())
+        top += LINE * height
+    return canvas.crop((0, 0, width, top + MARGIN))
+
+
+def _caption(draw: ImageDraw.ImageDraw, panel: Panel, width: int) -> int:
+    """Writes the caption and returns where it ends, in pixels from the top."""
+    left, top = MARGIN, MARGIN
     hidden = {word.position for word in panel.words}
-    left = MARGIN
     for place, token in enumerate(panel.tokens):
-        goes_on = token.startswith("##")
         piece = token.removeprefix("##")
-        length = draw.textlength(piece, font())
+        length = font().getlength(piece)
         if left + length > width - MARGIN and left > MARGIN:
             left, top = MARGIN, top + LINE
-        elif not goes_on and place:
+        elif piece == token and place:
             left += 7
         if place in hidden:
             draw.rectangle((left - 2, top - 1, left + length + 2, top + LINE - 4), BOX)
         draw.text((left, top), piece, INK, font())
         left += length
-    top += LINE + 6
-    if not panel.words:
-        said = "no word of it was hidden" if panel.tokens else "no caption"
-        draw.text((MARGIN, top), said, FAINT, font())
-        return canvas.crop((0, 0, width, top + LINE + MARGIN))
-    conditions = list(panel.words[0].guesses)
-    widest = max(int(draw.textlength(word.word, font())) for word in panel.words)
-    first = MARGIN + max(widest, 7 * FONT_SIZE) + 16
-    step = (width - MARGIN - first) // len(conditions)
-    draw.text((MARGIN, top), "hidden word", FAINT, font())
-    for column, condition in enumerate(conditions):
-        draw.text((first + column * step, top), condition, FAINT, font())
-    top += LINE
-    for word in panel.words:
-        draw.text((MARGIN, top), word.word, INK, font())
-        for column, condition in enumerate(conditions):
-            for line, (said, colour) in enumerate(_lines(word, word.guesses[condition])):
-                draw.text((first + column * step, top + line * LINE), said, colour, font())
-        top += LINE * _lines_of(word)
-    return canvas.crop((0, 0, width, top + MARGIN))
+    return top + LINE + 6
 
 
-def _lines(word: HiddenWord, guess: Guess) -> list[tuple[str, tuple[int, int, int]]]:
+def _columns(panel: Panel) -> list[list[list[Text]]]:
+    """The table of hidden words: columns of cells of lines, each with its colour."""
+    conditions = list(panel.words[0].guesses) if panel.words else []
+    first: list[list[Text]] = [[("hidden word", FAINT)], *([(word.word, INK)] for word in panel.words)]
+    others = [[[(name, FAINT)], *(_lines(word, word.guesses[name]) for word in panel.words)] for name in conditions]
+    return [first, *others]
+
+
+def _lines(word: HiddenWord, guess: Guess) -> list[Text]:
     """The most probable words, and how probable the right one is where it is not among them."""
     lines = [
         (f"{'✓' if said == word.word else '✗'} {said} {100 * chance:.0f} %", RIGHT if said == word.word else WRONG)
         for said, chance in guess.top
     ]
-    if word.word not in [said for said, _ in guess.top]:
-        if len(lines) == 1:
-            return [(f"{lines[0][0]} (right: {100 * guess.probability:.0f} %)", WRONG)]
-        lines.append((f"(right: {100 * guess.probability:.1g} %)", FAINT))
-    return lines
-
-
-def _lines_of(word: HiddenWord) -> int:
-    return max(len(_lines(word, guess)) for guess in word.guesses.values())
-
-
-def _height(panel: Panel) -> int:
-    return sum(map(_lines_of, panel.words))
+    if word.word in [said for said, _ in guess.top]:
+        return lines
+    right = f"(right: {100 * guess.probability:.0f} %)"
+    return [(f"{lines[0][0]} {right}", WRONG)] if len(lines) == 1 else [*lines, (right, FAINT)]
 
 
 @cache
