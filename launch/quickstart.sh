@@ -35,5 +35,9 @@ for name in finetuned scratch; do
     "${init[@]}" --data.manifest "$data/train" --run.dir "$RUN/$name" "${finetune[@]}"
   evaluate --checkpoint "$RUN/$name" --out "$RUN/$name.json"
 done
+step "pictures of test clips"
+python launch/visualize.py --checkpoint "$RUN" --manifest "$data/test" --count 4
 step "report"
 python launch/report.py "$RUN"
+printf '\nto search the test clips in a browser:\n'
+echo "python launch/search.py --checkpoint $RUN/finetuned --manifest $data/test"

@@ -64,8 +64,6 @@ def main(arguments: list[str]) -> None:
     with one_line(ValueError, OSError):
         check(options)
 
-        from deepspeed.accelerator import get_accelerator
-
         from simvtp_ds.data.manifest import Manifest
         from simvtp_ds.evaluation.drawing import sheet, write_film, write_png
         from simvtp_ds.evaluation.pictures import clip_of_file, decoded, first_clips, load_pretrained
@@ -89,6 +87,9 @@ def main(arguments: list[str]) -> None:
         )
         out = options.out or retriever.run / "pictures"
         out.mkdir(parents=True, exist_ok=True)
+
+        from deepspeed.accelerator import get_accelerator  # slow, and what is refused is refused by now
+
         accelerator: Any = get_accelerator()
         model = retriever.model.to(accelerator.current_device_name())
         data, missing, records = retriever.data, {}, []

@@ -61,11 +61,14 @@ def unique_names(folders: Sequence[Path]) -> list[str]:
     return [os.path.relpath(path, common) for path in paths]
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], first: str = "") -> str:
-    """A table that scrolls by itself where it is wider than the screen; empty without rows. Cells are escaped."""
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], style: str = "") -> str:
+    """A table that scrolls by itself where it is wider than the screen; empty without rows. Cells are escaped.
+
+    `style`: "nowrap" keeps each cell on one line.
+    """
     told = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
     heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    return f'<div class="wide {first}"><table><tr>{heads}</tr>{told}</table></div>' if told else ""
+    return f'<div class="wide {style}"><table><tr>{heads}</tr>{told}</table></div>' if told else ""
 
 
 def overview(histories: Sequence[History], names: dict[int, str]) -> str:
@@ -91,7 +94,7 @@ def overview(histories: Sequence[History], names: dict[int, str]) -> str:
         )
     head = ["run", "kind", "steps", "ranks", "clips/s", "waiting", *PARTS, "restarts", "bad clips"]
     note = f"<p class=note>Losses: mean of the last {LAST} steps.</p>"
-    return table(head, rows) + note
+    return table(head, rows, "nowrap") + note
 
 
 def _last(metrics: list[dict[str, Any]], part: str) -> float | None:
@@ -161,7 +164,7 @@ def retrieval(history: History, name: str) -> str:
                     for k in (1, 5, 10)
                 ]
                 rows.append([shown, *recalls, f"{scores['MdR']:.1f}", f"{scores['MnR']:.1f}"])
-        parts.append(table([title, "R@1", "R@5", "R@10", "MdR", "MnR"], rows))
+        parts.append(table([title, "R@1", "R@5", "R@10", "MdR", "MnR"], rows, "nowrap"))
     return "".join(parts)
 
 

@@ -15,7 +15,8 @@ h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margi
 .wide { overflow-x: auto; margin: .6em 0; } table { border-collapse: collapse; font-size: .87rem; }
 th, td { padding: .25em .9em .25em 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   font-variant-numeric: tabular-nums; }
-th { color: var(--faint); font-weight: 600; white-space: nowrap; }
+th { color: var(--faint); font-weight: 600; }
+.nowrap td, th { white-space: nowrap; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); gap: 12px 20px; }
 figure { margin: 0 0 .8em; } figcaption { font-size: .87rem; color: var(--faint); overflow-wrap: anywhere; }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--faint); font-size: 12px; }
