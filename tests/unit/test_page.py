@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-import subprocess
+import runpy
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -175,17 +175,20 @@ def test_a_long_curve_is_thinned_to_means_and_keeps_its_area() -> None:
     assert [short(v) for v in (0, 12000, 0.95, 1.5e-4)] == ["0", "12k", "0.95", "1.5e-04"]
 
 
-def test_one_run_gets_a_page_beside_it_and_several_need_a_name(tmp_path: Path) -> None:
+def test_one_run_gets_a_page_beside_it_and_several_need_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", finetuning=True)
 
-    def report(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "launch/report.py", *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    def report(*arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["launch/report.py", *map(str, arguments)])
+        runpy.run_path(str(ROOT / "launch" / "report.py"), run_name="__main__")
 
-    assert report(a).returncode == 0
+    report(a)
     assert (a / "report.json").exists() and "<title>a</title>" in (a / "report.html").read_text()
-    refused = report(a, b)
-    assert refused.returncode == 1 and "--out comparison.html" in refused.stderr and "Traceback" not in refused.stderr
-    together = report(a, b, "--out", tmp_path / "new" / "page.html")
-    assert together.returncode == 0, together.stderr
+    assert "FusedAdam" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as refused:
+        report(a, b)
+    assert refused.value.code == 1 and "--out comparison.html" in capsys.readouterr().err
+    report(a, b, "--out", tmp_path / "new" / "page.html")
     assert "<title>a, b</title>" in (tmp_path / "new" / "page.html").read_text()
