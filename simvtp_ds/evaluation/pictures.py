@@ -12,6 +12,7 @@ from simvtp_ds.config import MaskConfig
 from simvtp_ds.config_files import load_config
 from simvtp_ds.data.manifest import Clip, Manifest
 from simvtp_ds.data.mixture import Mixture
+from simvtp_ds.data.prepare import probed_clip
 from simvtp_ds.data.probe import probe_files, stat_file
 from simvtp_ds.data_config import DataConfig
 from simvtp_ds.evaluation.frames import Missing, Shot, decode_shots
@@ -58,18 +59,7 @@ def clip_of_file(path: Path, caption: str, timeout: float) -> Clip:
     size = stat_file(name)
     if isinstance(size, str):
         raise ValueError(f"--clip {path}: {size}")
-    return Clip(
-        clip_id=path.name,
-        uri=name,
-        offset=0,
-        length=size[0],
-        caption=caption,
-        frames=probe.frames,
-        fps=probe.fps,
-        width=probe.width,
-        height=probe.height,
-        codec=probe.codec,
-    )
+    return probed_clip(path.name, caption, name, size[0], probe)
 
 
 def first_clips(manifest: Manifest | Mixture, count: int) -> list[Clip]:
