@@ -1,4 +1,9 @@
-"""The style sheet of the report's page: light and dark, wide and narrow."""
+"""What the report's page is made of: its style sheet (light and dark, wide and narrow), tables, folds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1d1f; --faint: #62676c; --line: #d9dcdf; --ground: #fff;
@@ -30,3 +35,25 @@ details { margin: .5em 0; } summary { cursor: pointer; } pre { overflow-x: auto;
     f".legend .k{n} {{ background: var(--c{n}); }}\n"
     for n in range(8)
 )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], style: str = "") -> str:
+    """A table that scrolls by itself where it is wider than the screen; empty without rows. Cells are escaped.
+
+    `style`: "nowrap" keeps each cell on one line.
+    """
+    told = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    return f'<div class="wide {style}"><table><tr>{heads}</tr>{told}</table></div>' if told else ""
+
+
+def fold(title: str, content: str) -> str:
+    """Something that opens on a click."""
+    return f"<details><summary>{escape(title)}</summary>{content}</details>" if content else ""
+
+
+def duration(seconds: float) -> str:
+    """3 s, 4.2 min, 1.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
