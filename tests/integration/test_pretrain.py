@@ -112,15 +112,6 @@ def test_pictures_are_taken_and_change_nothing(undisturbed: Path, launcher: Laun
         assert np.array_equal(np.asarray(in_board), np.asarray(in_file))
 
 
-def test_a_picture_that_cannot_be_written_is_a_line_and_the_run_goes_on(launcher: Launcher) -> None:
-    (launcher.folder / "unpictured").mkdir()
-    (launcher.folder / "unpictured" / "pictures").write_text("in the way")
-    launch = launcher.torchrun("unpictured", deepspeed_json(), ranks=1, run__picture_every=6)
-    output = launch.succeed()
-    assert "no picture of step 6" in output and "training goes on" in output
-    assert sorted(losses(launch.run)) == [1, 2, 3, 4, 5, 6]
-
-
 def test_bf16_stays_close_to_fp32(launcher: Launcher) -> None:
     runs = {}
     both: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}}

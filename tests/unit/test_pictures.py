@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from simvtp_ds.config import PretrainConfig
+from simvtp_ds.config import ModelConfig, PretrainConfig
 from simvtp_ds.data.manifest import Clip, Manifest, write_manifest
 from simvtp_ds.data.render import draw, encode
 from simvtp_ds.data.scenes import make_scenes
@@ -18,6 +19,7 @@ from simvtp_ds.engine.ranks import Rank
 from simvtp_ds.evaluation.frames import Missing
 from simvtp_ds.evaluation.pictures import clip_of_file, decoded, first_clips
 from simvtp_ds.evaluation.training_pictures import TrainingPictures
+from simvtp_ds.model.simvtp import SimVTP
 
 DATA = DataConfig(num_frames=4, frame_stride=9, image_size=96, workers=1)
 
@@ -87,3 +89,35 @@ def test_training_goes_on_without_pictures_where_no_clip_can_be_decoded(tmp_path
     (line,) = pictures.take(None, 5, rank, control, False, None)  # type: ignore[arg-type]  # agrees with itself
     assert "no pictures: none of the first 1 videos can be decoded" in line and "a.mp4" in line
     assert pictures.take(None, 10, rank, control, False, None) == [], "it is said once"  # type: ignore[arg-type]
+
+
+def test_a_picture_that_cannot_be_written_is_a_line_and_the_next_one_is_tried(
+    film: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    write_manifest(tmp_path, [clip_of_file(film[0], "a red circle", timeout=60)])
+    tokenizer = train_wordpiece(["a red circle"], 100)
+    sizes = ModelConfig(width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2)
+    config = PretrainConfig(data=replace(DATA, manifest=str(tmp_path)), model=sizes)
+    pictures = TrainingPictures(config, Manifest.open(tmp_path), tokenizer)
+    model = SimVTP(sizes, DATA.num_frames, DATA.image_size, tokenizer.vocab_size)
+    rank = Rank(rank=0, local_rank=0, world_size=1, local_world_size=1)
+    shown = []
+
+    class Run:
+        folder = tmp_path
+
+        class board:  # noqa: N801
+            add_image = staticmethod(lambda name, picture, step, dataformats: shown.append((name, step, picture)))
+
+    control: object = Alone()
+    in_the_way = tmp_path / "pictures"
+    in_the_way.write_text("a file")
+    (line,) = pictures.take(model, 5, rank, control, False, Run())  # type: ignore[arg-type]  # agrees with itself
+    assert "no picture of step 5" in line and str(in_the_way) in line and "training goes on" in line
+    assert shown == [] and in_the_way.read_text() == "a file"
+    in_the_way.unlink()
+    assert pictures.take(model, 10, rank, control, False, Run()) == []  # type: ignore[arg-type]
+    ((name, step, picture),) = shown
+    assert (name, step) == ("reconstruction", 10)
+    assert np.array_equal(picture, np.asarray(Image.open(in_the_way / "step_00000010.png")))
+    assert model.training
