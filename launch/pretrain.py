@@ -24,7 +24,12 @@ def make_job(config, settings, world_size):
     """What to train, from the configuration, the DeepSpeed settings and the number of ranks."""
     from simvtp_ds.engine.pretrain import pretraining_job
 
-    return pretraining_job(config, settings, world_size)
+    if not config.run.picture_every:
+        return pretraining_job(config, settings, world_size)
+
+    from simvtp_ds.evaluation.training_pictures import TrainingPictures
+
+    return pretraining_job(config, settings, world_size, lambda *inputs: TrainingPictures(*inputs).take)
 
 
 def main(arguments: list[str]) -> None:

@@ -150,6 +150,8 @@ class RunConfig:
         save_every: Steps between two checkpoints; one more is written at the end.
         keep: Checkpoints kept; older ones are deleted after a newer one is complete.
         log_every: Steps between two log lines.
+        picture_every: Steps between two pictures of what the model rebuilds of the first four videos, in TensorBoard
+            and in the folder's pictures/; one more at the end. 0: none. Pre-training only.
         max_skipped: Skipped steps in a row (loss not finite on some rank, or fp16 overflow with the scale at its
             floor) after which the run stops.
         step_timeout: Seconds without a finished step after which a rank ends itself and so the run.
@@ -160,12 +162,14 @@ class RunConfig:
     save_every: int = 1000
     keep: int = 3
     log_every: int = 10
+    picture_every: int = 0
     max_skipped: int = 20
     step_timeout: float = 600.0
 
     def __post_init__(self) -> None:
         for name in ("save_every", "keep", "log_every", "max_skipped"):
             require(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; it must be at least 1")
+        require(self.picture_every >= 0, f"run.picture_every is {self.picture_every}; give steps, or 0 for none")
         require(self.step_timeout > 0, f"run.step_timeout is {self.step_timeout}; give seconds above 0")
         require(bool(self.dir), "run.dir is empty; name the folder of the run")
 

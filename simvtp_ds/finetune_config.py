@@ -130,5 +130,9 @@ class FinetuneConfig:
             not self.data.mixture,
             f"data.mixture names {len(self.data.mixture)} folders; fine-tuning reads one, name it in data.manifest",
         )
+        require(
+            not self.run.picture_every,
+            f"run.picture_every is {self.run.picture_every}; fine-tuned towers rebuild no pixels, leave it at 0",
+        )
         if not self.init:  # else the sizes are the checkpoint's, and checked when they are known
             check_sizes(self.data, self.model)

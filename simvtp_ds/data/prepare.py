@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
-from simvtp_ds.data.annotations import Row, read_annotations
+from simvtp_ds.data.annotations import read_annotations
 from simvtp_ds.data.annotations_formats import READERS
 from simvtp_ds.data.annotations_summary import Summary, summarize
 from simvtp_ds.data.annotations_videos import clip_id, find_videos
@@ -93,7 +93,7 @@ def prepare(
             if probe.reason:
                 refused.append({"video": row.video, "caption": row.caption, "reason": probe.reason})
             else:
-                clips.append(_clip(row, uri, size, probe))
+                clips.append(probed_clip(clip_id(row.video), row.caption, uri, size, probe))
         _write_lines(out / "refused.jsonl", refused)
         words = (given or train_wordpiece((clip.caption for clip in clips), vocab_size)) if clips else None
         summary = summarize(found, clips, refused, probed, words.vocab_size if words else 0)
@@ -140,13 +140,14 @@ def _probe_all(
     return results, len(todo)
 
 
-def _clip(row: Row, uri: str, size: int, probe: Probe) -> Clip:
+def probed_clip(name: str, caption: str, uri: str, size: int, probe: Probe) -> Clip:
+    """A usable file of `size` bytes as a row of a manifest; `name` is its clip id."""
     return Clip(
-        clip_id=clip_id(row.video),
+        clip_id=name,
         uri=uri,
         offset=0,
         length=size,
-        caption=row.caption,
+        caption=caption,
         frames=probe.frames,
         fps=probe.fps,
         width=probe.width,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -16,14 +18,26 @@ from simvtp_ds.ds_settings import DeepSpeedSettings
 from simvtp_ds.engine.run import Job, open_manifest, steps_per_epoch
 from simvtp_ds.engine.schedule import build_schedule
 from simvtp_ds.engine.start import pretraining_start
+from simvtp_ds.engine.train import Trainer
 from simvtp_ds.model.params import parameter_groups
 from simvtp_ds.model.patches import token_grid
 from simvtp_ds.model.simvtp import SimVTP
 from simvtp_ds.objectives.pretrain import PretrainTask
 
+# (configuration, manifest, tokenizer) to a function that draws what the model makes of some clips, of (model, step,
+# rank, control, together, journal) to lines to be said; every rank calls it. Evaluation stands above the engine, so the
+# launch script hands it in.
+Pictures: TypeAlias = Callable[..., Callable[..., list[str]]]
 
-def pretraining_job(config: PretrainConfig, settings: DeepSpeedSettings, world_size: int) -> Job:
+
+def pretraining_job(
+    config: PretrainConfig, settings: DeepSpeedSettings, world_size: int, pictures: Pictures | None = None
+) -> Job:
     """Open manifest, tokenizer and the weights to start from, plan the steps.
+
+    Args:
+        config, settings, world_size: Of the run.
+        pictures: Draws where run.picture_every asks for it.
 
     Raises:
         ValueError: one of them is missing or damaged, views do not fill the micro batch, there are fewer clips than one
@@ -61,7 +75,30 @@ def pretraining_job(config: PretrainConfig, settings: DeepSpeedSettings, world_s
         + ([data.views] if data.views > 1 else []),
         build=build,
         start=start,
+        trainer=partial(
+            PretrainTrainer,
+            take_picture=pictures(config, manifest, tokenizer) if pictures and config.run.picture_every else None,
+        ),
     )
+
+
+@dataclass(kw_only=True)
+class PretrainTrainer(Trainer):
+    """The loop, with pictures of what the model rebuilds."""
+
+    take_picture: Callable[..., list[str]] | None
+
+    def after_step(self, done: int) -> None:
+        """A picture when it is time."""
+        if self.take_picture is None:
+            return
+        if done % self.config.picture_every and done != self.schedule.total_steps:
+            return
+        together = self.settings.zero_stage == 3
+        model = self.engine.module.model
+        for line in self.take_picture(model, done, self.rank, self.control, together, self.journal):
+            self.say(line)
+        self.watchdog.feed()
 
 
 def choose_tokenizer(data: DataConfig) -> Tokenizer:

@@ -19,7 +19,8 @@ EVALUATIONS = {  # files of launch/evaluate.py --out in the run's folder
 LAST = 10  # steps that the last losses are averaged over: single steps are noisy
 
 
-def _read_json(path: Path, made_by: str) -> dict[str, Any]:
+def read_json(path: Path, made_by: str) -> dict[str, Any]:
+    """A JSON file of a run; ValueError where it is missing or damaged, naming what writes it."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -72,7 +73,7 @@ def read_evaluations(run: Path) -> dict[str, Any] | None:
         path = run / f"{name}.json"
         if not path.is_file():
             continue
-        scores = _read_json(path, "launch/evaluate.py")
+        scores = read_json(path, "launch/evaluate.py")
         lacking = {"queries", "videos", "chance_R@1", "fingerprint", "protocol", "t2v", "v2t"} - scores.keys()
         if lacking:
             raise ValueError(f"{path} has no {', '.join(sorted(lacking))}: write it again with launch/evaluate.py")
@@ -105,7 +106,7 @@ def build_report(run: Path) -> dict[str, Any]:
     Raises:
         ValueError: a file is missing or damaged.
     """
-    environment = _read_json(run / "environment.json", "launch/pretrain.py")
+    environment = read_json(run / "environment.json", "launch/pretrain.py")
     metrics = read_metrics(run / "metrics.jsonl")
     if not metrics[0].keys() >= set(PARTS):
         raise ValueError(

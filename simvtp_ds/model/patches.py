@@ -36,13 +36,32 @@ def gather_patches(frames: Tensor, index: Tensor, tubelet_size: int, patch_size:
     Tokens are counted in (t h w) order, pixels of a patch in (frame, row, column) order.
     """
     # The split is a view; only the patches that are asked for are copied.
-    grid = rearrange(
+    grid = _split(frames, tubelet_size, patch_size)
+    return rearrange(grid[_places(grid, index)], "b k pt ph pw c -> b k (pt ph pw) c")
+
+
+def paste_patches(frames: Tensor, index: Tensor, patches: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
+    """A copy of `frames` uint8 [B, T, H, W, C] with `patches` uint8 [B, K, P, C] at the tokens `index` int64 [B, K]."""
+    pasted = frames.clone()
+    grid = _split(pasted, tubelet_size, patch_size)
+    grid[_places(grid, index)] = rearrange(
+        patches, "b k (pt ph pw) c -> b k pt ph pw c", pt=tubelet_size, ph=patch_size, pw=patch_size
+    )
+    return pasted
+
+
+def _split(frames: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
+    """A view [B, t, h, w, pt, ph, pw, C] of [B, T, H, W, C]."""
+    return rearrange(
         frames, "b (t pt) (h ph) (w pw) c -> b t h w pt ph pw c", pt=tubelet_size, ph=patch_size, pw=patch_size
     )
+
+
+def _places(grid: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Indices of the first four dimensions of `_split` at the tokens `index` int64 [B, K]."""
     height, width = grid.shape[2:4]
-    clip = torch.arange(grid.shape[0], device=frames.device)[:, None]
-    patches = grid[clip, index // (height * width), index // width % height, index % width]
-    return rearrange(patches, "b k pt ph pw c -> b k (pt ph pw) c")
+    clip = torch.arange(grid.shape[0], device=grid.device)[:, None]
+    return clip, index // (height * width), index // width % height, index % width
 
 
 def sine_positions(count: int, width: int) -> Tensor:

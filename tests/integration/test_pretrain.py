@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -12,8 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simvtp_ds.data.manifest import Manifest, write_manifest
 from simvtp_ds.engine.checkpoint import newest_valid, steps_of
@@ -82,10 +86,30 @@ def test_two_ranks_learn_what_one_process_learns(launcher: Launcher) -> None:
     one = launcher.torchrun("one", deepspeed_json(stage=0, micro=8), ranks=1, **fields)
     one.succeed()
     for stage in (0, 1, 2, 3):
+        fields["run__picture_every"] = 2 if stage == 3 else 0  # the ranks hold parts of what the pictures need
         two = launcher.torchrun(f"two_stage_{stage}", deepspeed_json(stage=stage, micro=4), ranks=2, **fields)
         two.succeed()
+        assert len(list(two.run.glob("pictures/*.png"))) == (3 if stage == 3 else 0)
         for step, expected in losses(one.run).items():
             assert losses(two.run)[step] == pytest.approx(expected, rel=2e-5), f"stage {stage}, step {step}"
+
+
+def test_pictures_are_taken_and_change_nothing(undisturbed: Path, launcher: Launcher) -> None:
+    launch = launcher.torchrun("pictured", deepspeed_json(accumulation=2), run__picture_every=4)
+    launch.succeed()
+    assert losses(launch.run) == losses(undisturbed)
+    ours, theirs = (
+        load_file(run / "checkpoints/step_00000006/weights.safetensors") for run in (launch.run, undisturbed)
+    )
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    pictures = sorted((launch.run / "pictures").iterdir())
+    assert [path.name for path in pictures] == ["step_00000004.png", "step_00000006.png"]
+    events = EventAccumulator(str(launch.run / "tensorboard"), {"images": 0}).Reload()
+    shown = events.Images("reconstruction")
+    assert [image.step for image in shown] == [4, 6]
+    for image, path in zip(shown, pictures, strict=True):
+        in_board, in_file = Image.open(io.BytesIO(image.encoded_image_string)), Image.open(path)
+        assert np.array_equal(np.asarray(in_board), np.asarray(in_file))
 
 
 def test_bf16_stays_close_to_fp32(launcher: Launcher) -> None:

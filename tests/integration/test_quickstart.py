@@ -57,3 +57,37 @@ def test_a_killed_quickstart_goes_on_and_ends_in_a_report(tmp_path: Path) -> Non
             low, high = found[name][way]["interval"]["R@1"]
             assert low <= recalls[0] <= high
     assert "24 captions, 24 videos" in output
+    assert len(list((run / "pictures").glob("*.png"))) >= 4
+    predictions = json.loads((run / "pictures" / "predictions.json").read_text())
+    assert len(predictions["panels"]) == 4
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 4 and "pre-trained and fine-tuned" in page
+    last = f"python launch/search.py --checkpoint {run}/finetuned --manifest {run}/data/test"
+    assert output.splitlines()[-1] == last
+    look_at_a_file(run, tmp_path)
+
+
+def look_at_a_file(run: Path, folder: Path) -> None:
+    """What launch/visualize.py makes of a person's file, and of one that is no video."""
+
+    def visualize(clip: Path, *more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "launch/visualize.py", "--checkpoint", str(run), "--clip", str(clip)]
+        command += ["--caption", "a red circle", "--out", str(folder / "pictures"), *more]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    clip = run / "data" / "videos" / "test" / "00001.mp4"
+    shown = visualize(clip, "--top", "5", "--word-ratio", "1")
+    assert shown.returncode == 0, shown.stderr
+    assert sorted(path.name for path in (folder / "pictures").iterdir()) == [
+        "000_00001.mp4",
+        "000_00001.png",
+        "predictions.json",
+    ]
+    (panel,) = json.loads((folder / "pictures" / "predictions.json").read_text())["panels"]
+    assert [word["word"] for word in panel["words"]] == ["a", "red", "circle"]
+    assert all(len(guess["top"]) == 5 for word in panel["words"] for guess in word["guesses"].values())
+    broken = folder / "broken.mp4"
+    broken.write_bytes(clip.read_bytes()[:300])
+    refused = visualize(broken)
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    assert str(broken) in refused.stderr and "moov" in refused.stderr

@@ -14,6 +14,7 @@ from simvtp_ds.model.patches import (
     PatchEmbedding,
     PositionTable,
     gather_patches,
+    paste_patches,
     sine_positions,
     token_grid,
 )
@@ -91,3 +92,17 @@ def test_grid_counts_tokens_and_refuses_clips_that_patches_do_not_fill() -> None
         token_grid(16, 100, tubelet_size=2, patch_size=16)
     with pytest.raises(ValueError, match="must be even, got 5"):
         sine_positions(4, 5)
+
+
+def test_pasted_patches_stand_where_a_loop_puts_them() -> None:
+    clips, index = frames(), torch.tensor([[0, 5, 23], [11, 12, 13]])
+    new = torch.randint(0, 256, (2, 3, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    expected, rows, columns = clips.clone(), 3, 4
+    for b in range(2):
+        for k in range(3):
+            token = int(index[b, k])
+            t, y, x = token // (rows * columns), token // columns % rows, token % columns
+            expected[b, 2 * t : 2 * t + 2, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4] = new[b, k].reshape(2, 4, 4, 3)
+    before = clips.clone()
+    assert torch.equal(paste_patches(clips, index, new, tubelet_size=2, patch_size=4), expected)
+    assert torch.equal(clips, before), "the frames themselves stay as they are"
