@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,7 +258,7 @@ class Hosts:
 
 @contextmanager
 def hosts(folder: Path, names: Sequence[str]) -> Iterator[Hosts]:
-    """Hosts named `names` and a head, whose files are in `folder`; all are gone afterwards, however that comes about."""
+    """Hosts named `names` and a head, whose files are in `folder`; all are gone afterwards, however it ends."""
     require_hosts()
     made = Hosts(folder, names)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import ROOT, Launch, Launcher, deepspeed_json, losses, metrics
+from tests.integration.conftest import ROOT, Launch, Launcher, losses
 from tests.multihost.conftest import Cluster
 
 pytestmark = pytest.mark.multihost
