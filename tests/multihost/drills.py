@@ -13,7 +13,7 @@ from typing import Any
 
 from simvtp_ds.engine.checkpoint import newest_valid
 from tests.integration.conftest import Launch, deepspeed_json, losses
-from tests.multihost.conftest import Cluster
+from tests.multihost.cluster import Cluster
 
 TIMEOUT = 30.0  # run.step_timeout of the drills, in seconds
 GRACE = 60.0  # "within a minute of its time-out"

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from pathlib import Path
 
 import pytest
 
 from simvtp_ds.engine.checkpoint import newest_valid
-from tests.integration.conftest import Launcher
-from tests.multihost.conftest import Cluster
-from tests.multihost.drills import CONFIG, DRIVER, GRACE, LAST, TIMEOUT, Drill, kill, stop_at
+from tests.multihost.drills import GRACE, TIMEOUT, Drill
 
 pytestmark = pytest.mark.multihost
-
-
-@pytest.fixture(scope="session")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Collects a row of every drill: drills.jsonl in pytest's base folder."""
-    return tmp_path_factory.getbasetemp() / "drills.jsonl"
-
-
-@pytest.fixture
-def drill(cluster: Cluster, table: Path) -> Drill:
-    """Two hosts to try faults on."""
-    return Drill(cluster, table)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(launcher: Launcher) -> Path:
-    """The same two ranks, on one host and left alone."""
-    launch = launcher.torchrun("undisturbed", CONFIG, driver=DRIVER, **stop_at(LAST))
-    launch.succeed()
-    return launch.run
 
 
 def test_a_rank_killed_in_the_middle_of_a_save_costs_that_save_only(drill: Drill, undisturbed: Path) -> None:
@@ -71,18 +48,10 @@ def test_a_host_that_is_missing_at_the_start_is_named(drill: Drill) -> None:
     drill.ends(launch, "host missing at the start", "rank 0: .*rank 1 never came", launch.started, 15 + GRACE)
 
 
-@pytest.mark.parametrize("place", ["data", "backward"])
+@pytest.mark.parametrize(
+    "place", ["backward", pytest.param("data", marks=pytest.mark.slow), pytest.param("end", marks=pytest.mark.slow)]
+)
 def test_a_killed_rank_ends_the_run_and_is_named(drill: Drill, undisturbed: Path, place: str) -> None:
-    launch = drill.start(place, f"1:{place}:7:SIGKILL")
-    drill.ends(launch, f"rank killed in {place}", "rank 0: rank 1 on worker-2 shows no sign of life since")
+    launch = drill.start(f"killed_{place}", f"1:{place}:7:SIGKILL")
+    drill.ends(launch, f"rank killed ({place})", "rank 0: rank 1 on worker-2 shows no sign of life since")
     drill.resumes_exactly(launch, undisturbed)
-
-
-def test_a_rank_killed_at_the_start_ends_the_run(drill: Drill) -> None:
-    launch = drill.start("start", run__step_timeout=15)
-    deadline = time.monotonic() + 100
-    while not (ranks := drill.cluster.hosts.ranks("worker-2", DRIVER)):
-        assert time.monotonic() < deadline and launch.process.poll() is None
-        time.sleep(0.05)
-    since = kill(ranks[0], signal.SIGKILL)
-    drill.ends(launch, "rank killed at the start", "rank 0: .*rank 1 never came", since, 15 + GRACE)
