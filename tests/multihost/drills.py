@@ -65,10 +65,10 @@ class Drill:
         if since is None:
             since = last_change(launch)
         code, output = launch.wait(timeout=within + 120)
-        seconds = time.monotonic() - since
         assert code != 0, output[-6000:]
         assert re.search(rf"error on .*{told}", output), output[-8000:]
-        assert self.cluster.hosts.leftovers() == {}
+        assert self.cluster.hosts.leftovers(since + within - time.monotonic()) == {}
+        seconds = time.monotonic() - since
         assert seconds < within, f"it took {seconds:.0f} s"
         self.note(name, code, seconds, launch, [line for line in output.splitlines() if "error on" in line])
         return output
