@@ -49,6 +49,15 @@ class Drill:
             run, CONFIG, "--hostfile", hostfile, driver=DRIVER, **{**FIELDS, "fault": fault, **fields}
         )
 
+    def begins(self, launch: Launch, host: str = "worker-1", patience: float = 120) -> float:
+        """When a rank on `host` has finished its imports and starts to wait for the others."""
+        deadline = time.monotonic() + patience
+        while not any("guardian.py" in words for words in self.cluster.hosts.processes(host).values()):
+            assert launch.process.poll() is None, launch.process.communicate()[0][-6000:]
+            assert time.monotonic() < deadline, f"no rank on {host} within {patience} s"
+            time.sleep(0.1)
+        return time.monotonic()
+
     def ends(self, launch: Launch, name: str, told: str, since: float | None = None, within: float = GRACE) -> str:
         """The run has to end with an error line that `told` describes, leave no process and a good checkpoint.
 

@@ -45,7 +45,7 @@ def test_a_host_that_is_missing_at_the_start_is_named(drill: Drill) -> None:
     assert check.returncode == 1
     assert f"error: host worker-2 of {hostfile}: it cannot be reached: " in check.stdout
     launch = drill.start("missing", run__step_timeout=15)
-    drill.ends(launch, "host missing at the start", "rank 0: .*rank 1 never came", launch.started, 15 + GRACE)
+    drill.ends(launch, "host missing at the start", "rank 0: .*rank 1 never came", drill.begins(launch), 15 + GRACE)
 
 
 @pytest.mark.parametrize(
