@@ -47,6 +47,10 @@ def start_engine(task: torch.nn.Module, groups: list[dict], settings: DeepSpeedS
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated", category=FutureWarning)
     parameters: Any = groups  # DeepSpeed annotates a module and documents parameter groups
     engine, *_ = deepspeed.initialize(model=task, model_parameters=parameters, config=settings.raw)
+    if settings.dtype == "fp16":
+        # At its floor DeepSpeed's scaler would end the run by itself; run.max_skipped decides that, see SkippedSteps.
+        optimizer: Any = engine.optimizer
+        optimizer.loss_scaler.raise_error_at_min_scale = False
     return engine
 
 

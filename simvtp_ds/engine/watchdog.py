@@ -33,6 +33,7 @@ from simvtp_ds.engine.ranks import Rank, open_store
 BEAT = 1.0  # seconds between two signs of life
 SILENCE = 5.0  # seconds without one after which a rank counts as silent
 NAMED = 4  # ranks that a message names
+LONGEST_REASON = 300  # characters
 FOLLOWED = "ended because of another rank"
 
 
@@ -73,7 +74,7 @@ class Watchdog:
         if error is None:
             self._leave("")
             return
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
         if of_a_collective(error) and (blamed := self.blamed()):
             reason = f"{blamed} ({shortened(reason)})"
             self._leave(reason, followed=True)

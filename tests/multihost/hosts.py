@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -230,10 +230,8 @@ class Hosts:
         """End what still runs on the hosts, and put every cable back: the next test starts from nothing."""
         for name in self._hosts:
             for process in self.processes(name):
-                try:
+                with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
         for name in self.names:
             self.restore(name)
 
@@ -241,7 +239,8 @@ class Hosts:
         """End a worker's sshd and, with `sessions`, the connections that it serves."""
         for process, words in self._all(host).items():
             if words.startswith("sshd: /") or (sessions and words.startswith("sshd: ")):
-                os.kill(process, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
 
     def start_sshd(self, host: str) -> None:
         """Start a worker's sshd again."""

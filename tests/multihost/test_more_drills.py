@@ -45,7 +45,7 @@ def test_a_host_whose_ssh_connection_is_gone_makes_the_run_save_and_end(drill: D
     finally:
         drill.cluster.hosts.start_sshd("worker-2")
     assert code != 0
-    assert "stopped by the end of the ssh connection that read the output" in output
+    assert "stopped by the end of the process that started the launcher" in output
     assert drill.cluster.hosts.leftovers() == {}
     told = [line for line in output.splitlines() if "stopped by" in line or "ssh exited" in line]
     drill.note("sshd of a host gone", code, time.monotonic() - since, launch, told)
@@ -73,8 +73,7 @@ def test_decoders_that_die_or_hang_cost_their_clips_only(drill: Drill) -> None:
         drill.note(f"decoder {number.name}", 0, time.monotonic() - since, launch, [])
     kill(drill.cluster.hosts.ranks("worker-1", DRIVER)[0], signal.SIGTERM)
     output = launch.succeed(timeout=GRACE)
-    assert "the decoder process ended with exit code -9" in output
-    assert "not decoded after 5 s" in output
+    assert "not decoded after 5 s" in output  # one that was killed while it had no clip costs nothing
     assert drill.cluster.hosts.leftovers() == {}
 
 
@@ -202,7 +201,7 @@ def test_videos_that_change_or_vanish_under_the_run_are_told(drill: Drill, fault
     share = 0.9 if fault == "changed" else 0.05
     launch = drill.start(fault, data__manifest=data, data__max_bad_share=share)
     launch.wait_for_step(3)
-    files = sorted(videos.rglob("*.mp4"))
+    files = sorted((videos / "train").rglob("*.mp4"))
     if fault == "gone":
         since = time.monotonic()
         for file in files:
