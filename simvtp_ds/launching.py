@@ -77,7 +77,7 @@ def launch_training(
         make_job: (configuration, DeepSpeed settings, world size) to `engine.run.Job`.
     """
     try:
-        with one_line(ValueError):
+        with one_line(ValueError, refusals=(ValueError,)):
             options = parse(arguments, config_class, default_preset, description)
 
             from simvtp_ds.ds_settings import check_accelerator, load_settings
@@ -90,17 +90,20 @@ def launch_training(
 
         from simvtp_ds.data.loader import DataError
         from simvtp_ds.engine.failures import TrainingError
+        from simvtp_ds.engine.resume import RefusedError
         from simvtp_ds.engine.run import train
 
-        with one_line(TrainingError, DataError):
+        with one_line(TrainingError, DataError, refusals=(RefusedError,)):
             train(job, rank, options.resume)
     except KeyboardInterrupt:
         raise SystemExit("interrupted: the same command goes on from the newest checkpoint") from None
 
 
 @contextmanager
-def one_line(*kinds: type[Exception]) -> Iterator[None]:
-    """Turn errors that a person can mend into one line on stderr and exit code 1; all others keep their traceback.
+def one_line(*kinds: type[Exception], refusals: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn errors that a person can mend into one line on stderr; all others keep their traceback.
+
+    The exit code is 1, or 2 for `refusals`: starting again would end here again (launch/supervise.py asks).
 
     The first process of each host speaks; the others wait a moment, because the launcher ends everybody as soon as
     one has ended.
@@ -112,4 +115,4 @@ def one_line(*kinds: type[Exception]) -> Iterator[None]:
             print(f"error on {platform.node()}: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(3)
-        raise SystemExit(1) from error
+        raise SystemExit(2 if isinstance(error, refusals) else 1) from error

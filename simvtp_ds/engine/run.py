@@ -23,12 +23,13 @@ from simvtp_ds.data.manifest import Manifest
 from simvtp_ds.data.mixture import Mixture
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.ds_settings import DeepSpeedSettings
-from simvtp_ds.engine import checkpoint
+from simvtp_ds.engine.checkpoint import Position
 from simvtp_ds.engine.ema import Ema
 from simvtp_ds.engine.failures import TrainingError, Watchdog
 from simvtp_ds.engine.meters import BadClipLog, Journal
+from simvtp_ds.engine.outcome import FAILED, REFUSED, write_outcome
 from simvtp_ds.engine.ranks import Control, Rank, connect
-from simvtp_ds.engine.resume import check_inputs, find_start
+from simvtp_ds.engine.resume import RefusedError, check_inputs, check_position, find_start
 from simvtp_ds.engine.schedule import Schedule
 from simvtp_ds.engine.train import Trainer, start_engine
 from simvtp_ds.finetune_config import FinetuneConfig
@@ -152,9 +153,28 @@ def train(job: Job, rank: Rank, resume: str) -> str:
     Raises:
         TrainingError: the run cannot go on; the message says why and what to do.
     """
+    run = Path(job.config.run.dir)
+    lock = lock_run(run) if rank.is_main else None
+    outcome, reason = FAILED, ""
+    try:
+        outcome = _train(job, rank, resume)
+        return outcome
+    except TrainingError as error:
+        outcome, reason = REFUSED if isinstance(error, RefusedError) else FAILED, str(error)
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise
+    finally:
+        if lock is not None:
+            write_outcome(run, outcome, reason)
+            lock.close()
+
+
+def _train(job: Job, rank: Rank, resume: str) -> str:
+    """`train`, once the folder is this run's."""
     settings, config, timeout = job.settings, job.config.run, job.config.run.step_timeout
     run = Path(config.dir)
-    lock = lock_run(run) if rank.is_main else None
     watchdog = Watchdog(timeout)
     connect(rank, timeout)
     control = Control(timeout)
@@ -162,7 +182,7 @@ def train(job: Job, rank: Rank, resume: str) -> str:
     if not all(control.gather(run.is_dir())):
         raise TrainingError(f"run.dir {run} is not on a file system that all hosts share: name one that is")
 
-    position = checkpoint.Position(
+    position = Position(
         step=0,
         world_size=rank.world_size,
         zero_stage=settings.zero_stage,
@@ -174,15 +194,18 @@ def train(job: Job, rank: Rank, resume: str) -> str:
     )
     notes: list[str] = []
     folder = find_start(run, resume, rank, control, notes.append)
+    convert = False
     if folder is not None:
-        position = replace(position, step=checkpoint.check_position(folder, position))
+        then = check_position(folder, position)
+        convert = then.world_size != rank.world_size and settings.zero_stage > 0
+        position = replace(position, step=then.step)
         check_inputs(folder, job.config, job.tokenizer)
 
     torch.manual_seed(config.seed)
     use_fast_norm_if_available()
     task, groups = job.build()
     parameters = sum(p.numel() for p in task.parameters())
-    engine = start_engine(task, groups, settings)
+    engine = start_engine(task, groups, settings, universal=convert)
     loader = Loader(
         job.examples,
         job.config.data,
@@ -207,7 +230,7 @@ def train(job: Job, rank: Rank, resume: str) -> str:
         ema=Ema(engine, job.ema_decay) if job.ema_decay else None,
     )
     if folder is not None:
-        trainer.load(folder)
+        trainer.load(folder, convert)
     if rank.is_main:
         trainer.journal = open_journal(job, run, engine, rank, hosts, position.step)
     for note in notes:
@@ -218,6 +241,7 @@ def train(job: Job, rank: Rank, resume: str) -> str:
         f"{settings.dtype}, ZeRO-{settings.zero_stage}, {type(inner_optimizer(engine)).__name__}, steps "
         f"{position.step} to {job.schedule.total_steps} ({loader.steps_per_epoch} an epoch)"
         + (f", resumed from {folder}" if folder else "")
+        + (", converted for another number of ranks" if convert else "")
     )
     try:
         return trainer.train()
@@ -228,5 +252,3 @@ def train(job: Job, rank: Rank, resume: str) -> str:
         loader.close()
         if trainer.journal is not None:
             trainer.journal.close()
-        if lock is not None:
-            lock.close()

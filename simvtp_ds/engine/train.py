@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from simvtp_ds.engine.meters import Journal, Window, memory_gib
 from simvtp_ds.engine.ranks import Control, Rank
 from simvtp_ds.engine.saving import AVERAGE, load, save
 from simvtp_ds.engine.schedule import Schedule, set_learning_rate
+from simvtp_ds.engine.universal import universal
 from simvtp_ds.types import AnyLosses, to_device
 
 
@@ -39,14 +41,20 @@ def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def start_engine(task: torch.nn.Module, groups: list[dict], settings: DeepSpeedSettings) -> Any:
-    """The DeepSpeed engine around a task; optimizer, dtype and ZeRO come from the user's JSON as it is."""
+def start_engine(task: torch.nn.Module, groups: list[dict], settings: DeepSpeedSettings, universal: bool) -> Any:
+    """The DeepSpeed engine around a task; optimizer, dtype and ZeRO come from the user's JSON as it is.
+
+    `universal`: the checkpoint that it will load comes from engine/universal.py.
+    """
     import deepspeed
 
     # DeepSpeed still calls it by its old name; the reader of a log can do nothing about that.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated", category=FutureWarning)
     parameters: Any = groups  # DeepSpeed annotates a module and documents parameter groups
-    engine, *_ = deepspeed.initialize(model=task, model_parameters=parameters, config=settings.raw)
+    config = settings.raw
+    if universal:
+        config = {**config, "checkpoint": {**config.get("checkpoint", {}), "load_universal": True}}
+    engine, *_ = deepspeed.initialize(model=task, model_parameters=parameters, config=config)
     return engine
 
 
@@ -155,9 +163,12 @@ class Trainer:
         if self.journal is not None:
             self.journal.steps(window.steps, values, {k: v for k, v in told.items() if math.isfinite(v)})
 
-    def load(self, folder: Path) -> None:
-        """Take up a checkpoint; all ranks together."""
-        load(self.engine, folder)
+    def load(self, folder: Path, convert: bool) -> None:
+        """Take up a checkpoint; all ranks together. `convert`: it was written by another number of ranks."""
+        self.watchdog.feed()
+        run, waiting = Path(self.config.dir), self.watchdog.feed
+        with universal(folder, run, self.rank, self.control, waiting) if convert else nullcontext(folder) as source:
+            load(self.engine, source)
         if self.ema is not None:
             self.ema.load(load_file(folder / AVERAGE))
 

@@ -11,13 +11,12 @@ import pytest
 from simvtp_ds.engine.checkpoint import (
     RECORD,
     Position,
-    check_position,
     newest_valid,
     record_of,
     sha256,
     steps_of,
 )
-from simvtp_ds.engine.failures import TrainingError
+from simvtp_ds.engine.resume import RefusedError, check_position
 
 POSITION = Position(10, 2, 2, "fp32", 64, 0, "abc", "{}")
 
@@ -84,5 +83,5 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 def test_going_on_with_other_settings_is_refused_with_both_values(tmp_path: Path) -> None:
     folder = make(tmp_path, 10)
     assert check_position(folder, replace(POSITION, step=0)) == 10
-    with pytest.raises(TrainingError, match="world_size was 2, is 4"):
+    with pytest.raises(RefusedError, match="world_size was 2, is 4"):
         check_position(folder, replace(POSITION, world_size=4))

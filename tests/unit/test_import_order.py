@@ -24,6 +24,7 @@ ORDER = (
     ("evaluation",),
     ("bench",),
     ("launching",),
+    ("supervise",),
 )
 # Programs (`python -m ...`) stand on top of everything, wherever their file lies; no module imports them.
 PROGRAMS = {"simvtp_ds.interop.golden", "simvtp_ds.evaluation.ablation"}
