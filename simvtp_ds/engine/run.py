@@ -162,9 +162,6 @@ def train(job: Job, rank: Rank, resume: str) -> str:
     except TrainingError as error:
         outcome, reason = REFUSED if isinstance(error, RefusedError) else FAILED, str(error)
         raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise
     finally:
         if lock is not None:
             write_outcome(run, outcome, reason)

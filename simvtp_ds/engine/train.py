@@ -80,11 +80,28 @@ class Trainer:
             self.journal.say(line)
 
     def train_step(self, step: int, batches: Iterator[Any]) -> list[AnyLosses]:
-        """One global step: forward and backward over the accumulated micro batches, one update."""
+        """One global step: forward and backward over the accumulated micro batches, one update.
+
+        The contrast is over all of them (objectives/whole_step.py), so it does not shrink with fewer ranks.
+        """
         self.set_learning_rate(step)
+        task, accumulation = self.engine.module, self.settings.accumulation
+        if accumulation == 1 or not task.contrasts_whole_step:
+            return [
+                self.micro_step(step, micro, to_device(next(batches), self.engine.device))
+                for micro in range(accumulation)
+            ]
+        micro_batches = [next(batches) for _ in range(accumulation)]  # on the host
+        features, video_ids = [], []
+        for micro, batch in enumerate(micro_batches):
+            batch = to_device(batch, self.engine.device)
+            seed_dropout(self.position.seed, step, micro, self.rank.rank)
+            features.append(task.features(batch))
+            video_ids.append(batch.video_ids)
+        cached = task.contrast_gradients(features, video_ids)
         return [
-            self.micro_step(step, micro, to_device(next(batches), self.engine.device))
-            for micro in range(self.settings.accumulation)
+            self.micro_step(step, micro, to_device(batch, self.engine.device), cached[micro])
+            for micro, batch in enumerate(micro_batches)
         ]
 
     def set_learning_rate(self, step: int) -> None:

@@ -6,8 +6,10 @@ V vocabulary, P values of a patch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from simvtp_ds.model.simvtp import SimVTP
 from simvtp_ds.objectives.contrastive import global_contrast, local_contrast
 from simvtp_ds.objectives.matching import match_loss
 from simvtp_ds.objectives.pixels import pixel_loss, pixel_target
+from simvtp_ds.objectives.whole_step import CachedContrast, Features, contrast_gradients, handed_on
 from simvtp_ds.objectives.words import word_loss
 from simvtp_ds.types import Batch, Losses
 
@@ -51,22 +54,52 @@ class PretrainTask(nn.Module):
         super().__init__()
         self.model = model
         self.objectives = objectives
-        self.contrast = global_contrast if objectives.contrastive.scope == "global" else local_contrast
+        everybody = objectives.contrastive.scope == "global"
+        self.scope = global_contrast if everybody else local_contrast
+        self.contrasts_whole_step = everybody and objectives.vtc > 0
 
-    def forward(self, batch: Batch) -> Losses:
-        """The losses of one micro batch on this rank; the mean over ranks is the loss of the global micro batch."""
+    def forward(self, batch: Batch, cached: CachedContrast | None = None) -> Losses:
+        """The losses of one micro batch on this rank; the mean over ranks is the loss of the global micro batch.
+
+        Args:
+            batch: The micro batch.
+            cached: From `contrast_gradients`: the contrast is that of the whole step. None: of this micro batch.
+        """
         out = self.outputs(batch)
         hidden_words = rearrange(out.joint_text, "b l d -> (b l) d")[batch.hidden_words]
 
         mvm = pixel_loss(out.rebuilt, out.target)
         mlm = word_loss(self.model.word_logits(hidden_words), batch.hidden_word_ids)
-        temperature = self.objectives.contrastive.temperature
-        vtc = self.contrast(out.video_feature, out.text_feature, temperature, batch.video_ids)
+        features = Features(out.video_feature, out.text_feature)
+        vtc = self.contrast(features, batch.video_ids) if cached is None else handed_on(features, cached)
         vtm = match_loss(out.match_logits, out.negative_logits)
 
         weight = self.objectives
         total = weight.mvm * mvm + weight.mlm * mlm + weight.vtc * vtc + weight.vtm * vtm
         return Losses(total, mvm.detach(), mlm.detach(), vtc.detach(), vtm.detach())
+
+    @torch.no_grad()
+    def features(self, batch: Batch) -> Features:
+        """What `forward` contrasts, without a graph and without the other passes."""
+        video, text = self._embed(batch)[1:]
+        video_out = self.model.encode_video_tokens(video)
+        text_out = self.model.encode_text_tokens(text, batch.word_mask)
+        return Features(mean_video(video_out), mean_words(text_out, batch.word_mask))
+
+    def contrast(self, features: Features, video_ids: Tensor) -> Tensor:
+        """L_vtc of this rank's clips, against those of this or of all ranks: float32 []."""
+        return self.scope(features.video, features.text, self.objectives.contrastive.temperature, video_ids)
+
+    def contrast_gradients(self, features: Sequence[Features], video_ids: Sequence[Tensor]) -> list[CachedContrast]:
+        """The contrast over all micro batches of a step, see `whole_step.contrast_gradients`."""
+        return contrast_gradients(self.contrast, features, video_ids)
+
+    def _embed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames [B, T, H, W, C], embedded visible patches [B, Nv, D] and words [B, L, D]."""
+        # The bytes of a clip come to the device once; with one view a clip nothing is copied.
+        views = batch.words.shape[0] // batch.frames.shape[0]
+        frames = repeat(batch.frames, "clips t h w c -> (clips k) t h w c", k=views)
+        return frames, self.model.embed_patches(frames, batch.visible), self.model.embed_words(batch.words)
 
     def outputs(self, batch: Batch) -> PretrainOutputs:
         """The four encoder passes (joint, video, text, joint with a wrong video), the decoder and the matching head."""
@@ -78,10 +111,7 @@ class PretrainTask(nn.Module):
                 "train_micro_batch_size_per_gpu to 2 or more (2 x data.views) in the DeepSpeed JSON, or objectives.vtm "
                 "to 0"
             )
-        # The bytes of a clip come to the device once; with one view a clip nothing is copied.
-        frames = repeat(batch.frames, "clips t h w c -> (clips k) t h w c", k=batch.words.shape[0] // clips)
-        video = model.embed_patches(frames, batch.visible)
-        text = model.embed_words(batch.words)
+        frames, video, text = self._embed(batch)
 
         joint_video, joint_text = model.encode_joint_tokens(video, text, words_seen)
         video_out = model.encode_video_tokens(video)

@@ -90,6 +90,7 @@ class Child:
         deadline, asked = float("inf"), False
         while True:
             now = time.monotonic()
+            left = self._bury()
             code = self.process.poll()
             if code is None and not asked:
                 if now - self.last_line > self.silence:
@@ -98,7 +99,7 @@ class Child:
                     asked, deadline = True, now + self.grace
                     self.process.terminate()
             if code is not None:
-                if not self._orphans():
+                if not left:
                     break
                 deadline = min(deadline, now + self.grace)
             if now > deadline:
@@ -111,12 +112,12 @@ class Child:
             self.reason = reason_in(self.lines)
         return code
 
-    @staticmethod
-    def _orphans() -> bool:
-        """Bury the dead and tell whether any process is left below this one."""
+    def _bury(self) -> bool:
+        """Bury the adopted dead, whose launcher waits for them; whether any child is left, the command included."""
         with contextlib.suppress(ChildProcessError):
-            while True:
-                buried, _ = os.waitpid(-1, os.WNOHANG)
-                if not buried:
-                    return True
+            while dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if dead.si_pid == self.process.pid:
+                    break  # its exit code is for `poll`
+                os.waitpid(dead.si_pid, 0)
+            return True
         return False

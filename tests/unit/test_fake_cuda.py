@@ -22,8 +22,9 @@ from simvtp_ds.config import ContrastiveConfig, ModelConfig, ObjectiveConfig
 from simvtp_ds.finetune_config import RetrievalObjectiveConfig
 from simvtp_ds.model.retrieval import TwoTower
 from simvtp_ds.model.simvtp import SimVTP
-from simvtp_ds.objectives.finetune import CachedContrast, Features, FinetuneTask
+from simvtp_ds.objectives.finetune import FinetuneTask
 from simvtp_ds.objectives.pretrain import PretrainTask
+from simvtp_ds.objectives.whole_step import CachedContrast, Features
 from simvtp_ds.types import Batch, RetrievalBatch
 
 REAL_BATCH = tiny_batch(4)
