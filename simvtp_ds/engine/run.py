@@ -157,7 +157,7 @@ def train(job: Job, rank: Rank, resume: str) -> str:
     lock = lock_run(run) if rank.is_main else None
     outcome, reason = FAILED, ""
     try:
-        outcome = _train(job, rank, resume)
+        outcome, reason = _train(job, rank, resume)
         return outcome
     except TrainingError as error:
         outcome, reason = REFUSED if isinstance(error, RefusedError) else FAILED, str(error)
@@ -168,8 +168,8 @@ def train(job: Job, rank: Rank, resume: str) -> str:
             lock.close()
 
 
-def _train(job: Job, rank: Rank, resume: str) -> str:
-    """`train`, once the folder is this run's."""
+def _train(job: Job, rank: Rank, resume: str) -> tuple[str, str]:
+    """`train`, once the folder is this run's: the outcome, and who asked to stop."""
     settings, config, timeout = job.settings, job.config.run, job.config.run.step_timeout
     run = Path(config.dir)
     watchdog = Watchdog(timeout)
@@ -241,7 +241,7 @@ def _train(job: Job, rank: Rank, resume: str) -> str:
         + (", converted for another number of ranks" if convert else "")
     )
     try:
-        return trainer.train()
+        return trainer.train(), trainer.stopped_by
     except TrainingError as error:
         trainer.say(f"ended: {error}")
         raise

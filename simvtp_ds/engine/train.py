@@ -73,6 +73,7 @@ class Trainer:
     watchdog: Watchdog
     journal: Journal | None = None  # on the main rank
     ema: Ema | None = None  # the moving average of the weights, where one is kept
+    stopped_by: str = ""  # who asked to stop, see `StopRequest`
 
     def say(self, line: str) -> None:
         """One line, from the main rank."""
@@ -234,7 +235,7 @@ class Trainer:
                 self.watchdog.feed()
             if stopping and done < self.schedule.total_steps:
                 self.say(f"stopped by {stopping} after step {done}: resume me with --resume auto")
-                outcome = "stopped"
+                outcome, self.stopped_by = "stopped", stopping
                 break
         self.watchdog.stop()
         if outcome == "finished":

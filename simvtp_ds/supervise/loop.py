@@ -21,6 +21,7 @@ from simvtp_ds.supervise.plan import NotEnoughHostsError, Start, newest_position
 
 DONE, GAVE_UP, MUST_CHANGE, COME_BACK = 0, 1, 2, 75  # exit codes; 75 is EX_TEMPFAIL of sysexits.h
 LONGEST_WAIT = 600.0
+ASKED = ("SIGTERM", "SIGUSR1")  # a person or a cluster asked a rank to stop; else its launcher was killed
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ class Supervisor:
         outcome, told = read_outcome(self.run_folder)
         if outcome is None and code == MUST_CHANGE:
             outcome = REFUSED
-        if outcome == STOPPED and code == -signal.SIGKILL:  # the ranks saved because their launcher was killed
-            outcome, told = None, "the command was killed"
+        if outcome == STOPPED and told not in ASKED and not self.stop.is_set():
+            outcome, told = None, f"saved and ended because of {told}"
         reason = child.reason if outcome in (None, REFUSED) else ""
         reason = told or reason or (f"exit code {code} before the last step" if outcome is None else "")
         step = self._step()
