@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.integration.conftest import Launcher, corpus, deepspeed_json, launcher, losses
 
@@ -36,11 +37,8 @@ class Steps:
             shutil.copytree(start, run)
             for step in range(after + 3, 10, 3):
                 shutil.rmtree(run / f"checkpoints/step_{step:08d}")
-        config = {
-            **self.config,
-            "train_micro_batch_size_per_gpu": 2,
-            "gradient_accumulation_steps": CLIPS // 2 // ranks,
-        }
+        accumulation = CLIPS // 2 // ranks
+        config = {**self.config, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": accumulation}
         output = self.launcher.torchrun(run.name, config, ranks=ranks, driver=self.driver, **self.fields).succeed()
         assert ("resumed from" in output) == (start is not None)
         return run
@@ -51,7 +49,7 @@ class Steps:
     [(0, "fp32", 1e-5), (1, "fp32", 1e-5), (2, "fp32", 1e-5), (3, "fp32", 1e-5), (1, "bf16", 5e-2), (2, "bf16", 5e-2)],
 )
 def test_two_ranks_then_one_then_three_then_two(launcher: Launcher, stage: int, dtype: str, tolerance: float) -> None:
-    config = deepspeed_json(stage=stage, **({dtype: {"enabled": True}} if dtype != "fp32" else {}))
+    config = deepspeed_json(stage=stage) | ({dtype: {"enabled": True}} if dtype != "fp32" else {})
     steps = Steps(launcher, f"{stage}_{dtype}", config, "launch/pretrain.py", model__text_dropout=0.0)
     whole = steps.by(2)
     one = steps.by(1, whole, after=3)
@@ -68,7 +66,5 @@ def test_fine_tuning_goes_on_by_another_number_of_ranks_with_its_average(launche
     whole = steps.by(2)
     one = steps.by(1, whole, after=3)
     assert largest_difference(one, whole) < 1e-5
-    from safetensors.torch import load_file
-
     ours, theirs = (load_file(run / "checkpoints/step_00000009/ema.safetensors") for run in (one, whole))
     assert max((ours[name] - theirs[name]).abs().max().item() for name in theirs) < 1e-5
