@@ -19,23 +19,27 @@ class RefusedError(TrainingError):
     """Starting again would end here again: the settings must change first. the exit code is 2."""
 
 
-def find_start(run: Path, resume: str, rank: Rank, control: Control, warn: Callable[[str], None]) -> Path | None:
-    """The checkpoint to start from; None: from the beginning.
+def find_start(
+    run: Path, mirror: Path | None, resume: str, rank: Rank, control: Control, warn: Callable[[str], None]
+) -> Path | None:
+    """The checkpoint to start from; None: from the beginning. `mirror`: second location, the worse one of equals.
 
     Raises:
         TrainingError: the named checkpoint is not complete, or all of the run's are damaged.
         RefusedError: the run has some and was told not to resume.
     """
-    existing = control.gather([p.name for p in steps_of(run)])[0]
+    found = steps_of(run) + (steps_of(mirror) if mirror else [])
+    existing = control.gather(sorted(found, key=lambda folder: int(folder.name.removeprefix("step_")), reverse=True))[0]
     if resume == "none":
         if existing:
-            raise RefusedError(f"{run} has checkpoints, and --resume is none: use --resume auto or another --run.dir")
+            whose = existing[0].parent.parent
+            raise RefusedError(f"{whose} has checkpoints, and --resume is none: use --resume auto or another --run.dir")
         return None
     if resume != "auto":
         return agree_on([Path(resume)], rank, control, warn)
     if not existing:
         return None
-    return agree_on([run / "checkpoints" / name for name in existing], rank, control, warn)
+    return agree_on(existing, rank, control, warn)
 
 
 def agree_on(candidates: list[Path], rank: Rank, control: Control, warn: Callable[[str], None]) -> Path:

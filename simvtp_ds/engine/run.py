@@ -27,6 +27,7 @@ from simvtp_ds.engine.checkpoint import Position
 from simvtp_ds.engine.ema import Ema
 from simvtp_ds.engine.failures import TrainingError, Watchdog
 from simvtp_ds.engine.meters import BadClipLog, Journal
+from simvtp_ds.engine.mirror import open_mirror
 from simvtp_ds.engine.outcome import FAILED, REFUSED, write_outcome
 from simvtp_ds.engine.ranks import Control, Rank, connect
 from simvtp_ds.engine.resume import RefusedError, check_inputs, check_position, find_start
@@ -190,7 +191,9 @@ def _train(job: Job, rank: Rank, resume: str) -> tuple[str, str]:
         model=json.dumps(job.identity),
     )
     notes: list[str] = []
-    folder = find_start(run, resume, rank, control, notes.append)
+    second = Path(config.mirror) if config.mirror else None
+    mirror = open_mirror(run, second, config.keep, rank, control)
+    folder = find_start(run, second, resume, rank, control, notes.append)
     convert = False
     if folder is not None:
         then = check_position(folder, position)
@@ -225,6 +228,7 @@ def _train(job: Job, rank: Rank, resume: str) -> tuple[str, str]:
         control=control,
         watchdog=watchdog,
         ema=Ema(engine, job.ema_decay) if job.ema_decay else None,
+        mirror=mirror,
     )
     if folder is not None:
         trainer.load(folder, convert)
@@ -241,7 +245,12 @@ def _train(job: Job, rank: Rank, resume: str) -> tuple[str, str]:
         + (", converted for another number of ranks" if convert else "")
     )
     try:
-        return trainer.train(), trainer.stopped_by
+        outcome = trainer.train()
+        if mirror is not None:
+            watchdog.feed()
+            for line in mirror.close(timeout / 3):
+                trainer.say(line)
+        return outcome, trainer.stopped_by
     except TrainingError as error:
         trainer.say(f"ended: {error}")
         raise

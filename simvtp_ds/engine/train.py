@@ -28,6 +28,7 @@ from simvtp_ds.engine.failures import (
     not_finite,
 )
 from simvtp_ds.engine.meters import Journal, Window, memory_gib
+from simvtp_ds.engine.mirror import Mirror
 from simvtp_ds.engine.ranks import Control, Rank
 from simvtp_ds.engine.saving import AVERAGE, load, save
 from simvtp_ds.engine.schedule import Schedule, set_learning_rate
@@ -73,6 +74,7 @@ class Trainer:
     watchdog: Watchdog
     journal: Journal | None = None  # on the main rank
     ema: Ema | None = None  # the moving average of the weights, where one is kept
+    mirror: Mirror | None = None  # on the main rank, where there is a second location
     stopped_by: str = ""  # who asked to stop, see `StopRequest`
 
     def say(self, line: str) -> None:
@@ -198,6 +200,10 @@ class Trainer:
         average = self.ema.full if self.ema is not None else None
         folder = save(self.engine, Path(self.config.dir), position, self.rank, self.control, self.config.keep, average)
         self.say(f"checkpoint {folder} written in {time.perf_counter() - started:.1f} s")
+        if self.mirror is not None:
+            for line in self.mirror.told():
+                self.say(line)
+            self.mirror.copy(folder)
 
     def train(self) -> str:
         """Run to the last step, or until a signal asks to stop.

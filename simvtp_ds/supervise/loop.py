@@ -125,7 +125,7 @@ class Supervisor:
         self.stop.set()
 
     def _step(self) -> int:
-        position = newest_position(self.run_folder)
+        position = newest_position(self.command.config.run)
         return position["step"] if position else 0
 
     def _lost(self, began: float) -> float:

@@ -35,14 +35,20 @@ class Start:
     dropped: tuple[str, ...] = ()
 
 
-def newest_position(run: Path) -> dict[str, Any] | None:
-    """Position of the newest complete checkpoint; its sha256 are the training run's to check."""
-    for folder in steps_of(run):
-        try:
-            return record_of(folder)["position"]
-        except (ValueError, OSError):
-            continue
-    return None
+def newest_position(run: Any) -> dict[str, Any] | None:
+    """Position of the newest complete checkpoint of a run (its `RunConfig`), whichever of its two locations has it.
+
+    The sha256 of its files are the training run's to check.
+    """
+    positions = []
+    for place in (run.dir, run.mirror):
+        for folder in steps_of(Path(place)) if place else ():
+            try:
+                positions.append(record_of(folder)["position"])
+            except (ValueError, OSError):
+                continue
+            break
+    return max(positions, key=lambda position: position["step"], default=None)
 
 
 def micro_batches(raw: dict[str, Any], ranks: int, global_batch: int) -> int | None:
@@ -77,7 +83,7 @@ def plan(command: Command, folder: Path, min_hosts: int | None) -> Start:
         wanted = dict(list(hosts.items())[:limit])
     raw = read_json(Path(command.deepspeed_config))
     full = command.ranks(wanted)
-    position = newest_position(Path(command.config.run.dir))
+    position = newest_position(command.config.run)
     global_batch = position["global_batch"] if position else own_global_batch(raw, full) if full else None
 
     used = wanted

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from simvtp_ds.engine.checkpoint import newest_valid
 from tests.integration.conftest import Launch, Launcher, deepspeed_json, losses, no_process_left, processes
 
 pytestmark = pytest.mark.integration
@@ -61,3 +64,15 @@ def test_a_killed_run_goes_on_on_two_ranks_and_then_on_one_with_the_losses_of_an
         assert found[step] == pytest.approx(values, abs=1e-5), f"step {step}"
     ours, theirs = (load_file(r / "checkpoints/step_00000120/weights.safetensors") for r in (run, whole.run))
     assert all((ours[name] - theirs[name]).abs().max() < 1e-4 for name in theirs)
+
+
+def test_a_run_whose_checkpoints_are_gone_goes_on_from_their_second_location(launcher: Launcher) -> None:
+    fields: dict[str, Any] = {"run__mirror": launcher.folder / "second"}
+    first = launcher.torchrun("mirrored", deepspeed_json(), ranks=1, **fields)
+    first.succeed()
+    shutil.rmtree(first.run / "checkpoints")
+    again = launcher.torchrun("mirrored", deepspeed_json(), ranks=1, schedule__max_steps=8, **fields)
+    second, output = fields["run__mirror"], again.succeed()
+    assert f"resumed from {second}/checkpoints/step_00000006" in output
+    assert sorted(losses(first.run)) == list(range(1, 9))
+    assert newest_valid(second) == second / "checkpoints" / "step_00000008"

@@ -190,7 +190,7 @@ class Played:
         """Exit code of the supervisor, in a process of its own: it buries what that process started."""
         (self.run / "played.json").write_text(json.dumps(starts))
         words = [sys.executable, str(self.folder / "pretrain.py"), "--run.dir", str(self.run)]
-        config = {"dir": str(self.run), "log_every": 1, "step_timeout": step_timeout}
+        config = {"dir": str(self.run), "mirror": "", "log_every": 1, "step_timeout": step_timeout}
         given = {"wait": 0.01, "failures": 3, **options}
         code = (
             "import sys; from types import SimpleNamespace as Any\n"
