@@ -30,7 +30,7 @@ from simvtp_ds.engine.meters import BadClipLog, Journal
 from simvtp_ds.engine.mirror import open_mirror
 from simvtp_ds.engine.outcome import FAILED, REFUSED, write_outcome
 from simvtp_ds.engine.ranks import Control, Rank, connect
-from simvtp_ds.engine.resume import RefusedError, check_inputs, check_position, find_start
+from simvtp_ds.engine.resume import RefusedError, check_inputs, check_pickles, check_position, find_start
 from simvtp_ds.engine.schedule import Schedule
 from simvtp_ds.engine.train import Trainer, start_engine
 from simvtp_ds.finetune_config import FinetuneConfig
@@ -200,6 +200,7 @@ def _train(job: Job, rank: Rank, resume: str) -> tuple[str, str]:
         convert = then.world_size != rank.world_size and settings.zero_stage > 0
         position = replace(position, step=then.step)
         check_inputs(folder, job.config, job.tokenizer)
+        check_pickles(folder)
 
     torch.manual_seed(config.seed)
     use_fast_norm_if_available()
