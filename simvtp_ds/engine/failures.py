@@ -1,8 +1,7 @@
-"""What ends a run: signals that ask it to stop, steps that hang, losses that are not finite."""
+"""What ends a run: signals that ask it to stop, nobody who reads what it says, losses that are not finite."""
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import select
 import signal
@@ -10,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from simvtp_ds.types import AnyLosses
 
@@ -39,8 +39,8 @@ class StopRequest:
     """Remembers SIGTERM and SIGUSR1 until the step in progress is done, and notices when nobody waits for the run.
 
     The deepspeed command starts a launcher, which starts the ranks. Killed, the command takes neither with it: the run
-    would go on unseen. So that launcher losing the parent that it had counts as a request, too. (Not so other parents:
-    a run under nohup outlives the shell that started it.)
+    would go on unseen. So that launcher losing the parent that it had counts as a request, too, and so does the end of
+    the ssh connection to a host. (Not so other parents: a run under nohup outlives the shell that started it.)
     """
 
     def __init__(self) -> None:
@@ -55,45 +55,33 @@ class StopRequest:
 
     def pending(self) -> str:
         """Why the run should stop; empty: it should not."""
-        if not self.reason and self._starter > 1 and parent_of(self._launcher) != self._starter:
-            self.reason = "the end of the process that started the launcher"
+        if not self.reason and self._starter > 1:
+            if parent_of(self._launcher) != self._starter:
+                self.reason = "the end of the process that started the launcher"
+            elif any(map(has_no_reader, (sys.stdout, sys.stderr))):
+                self.reason = "the end of the ssh connection that read the output"
         return self.reason
+
+
+def has_no_reader(stream: TextIO) -> bool:
+    """Whether nobody reads what is written to a stream: the other end of its pipe is closed."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLERR)
+    return any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
 
 
 def keep_output_writable() -> None:
     """Send output nowhere if its reader has gone: the deepspeed runner dies before its ranks have saved, and a print
     into its broken pipe would end the rank in the middle of the save."""
     for stream in (sys.stdout, sys.stderr):
-        try:
-            descriptor = stream.fileno()
-        except (OSError, ValueError):
-            continue
-        poll = select.poll()
-        poll.register(descriptor, select.POLLERR)
-        if any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0)):
+        if has_no_reader(stream):
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, descriptor)
+            os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
-
-
-class Watchdog:
-    """Ends this process, with a traceback of every thread, when no step is finished for `timeout` seconds.
-
-    A collective that waits for a dead host holds the interpreter, so nothing written in Python could end it;
-    faulthandler's timer is a C thread.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
-        self.feed()
-
-    def feed(self) -> None:
-        """A step is done: start counting again."""
-        faulthandler.dump_traceback_later(self.timeout, exit=True, file=sys.__stderr__ or sys.stderr)
-
-    def stop(self) -> None:
-        """No longer watch."""
-        faulthandler.cancel_dump_traceback_later()
 
 
 class SkippedSteps:

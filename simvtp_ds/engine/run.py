@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.ds_settings import DeepSpeedSettings
 from simvtp_ds.engine.checkpoint import Position
 from simvtp_ds.engine.ema import Ema
-from simvtp_ds.engine.failures import TrainingError, Watchdog
+from simvtp_ds.engine.failures import TrainingError
 from simvtp_ds.engine.meters import BadClipLog, Journal
 from simvtp_ds.engine.mirror import open_mirror
 from simvtp_ds.engine.outcome import FAILED, REFUSED, write_outcome
@@ -33,6 +34,7 @@ from simvtp_ds.engine.ranks import Control, Rank, connect
 from simvtp_ds.engine.resume import RefusedError, check_inputs, check_pickles, check_position, find_start
 from simvtp_ds.engine.schedule import Schedule
 from simvtp_ds.engine.train import Trainer, start_engine
+from simvtp_ds.engine.watchdog import Watchdog
 from simvtp_ds.finetune_config import FinetuneConfig
 from simvtp_ds.model.blocks import use_fast_norm_if_available
 
@@ -92,15 +94,20 @@ def steps_per_epoch(count: int, things: str, settings: DeepSpeedSettings, world_
 def lock_run(run: Path) -> IO[str]:
     """Make the run's folder and take it for this process; the lock goes when the process ends, however it ends.
 
+    It holds against other hosts, too, where the file system passes flock on (NFS since 4.0 does, Lustre with -o flock).
+
     Raises:
         TrainingError: another run has it, or it cannot be written.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = (run / ".lock").open("w")
+        lock = (run / ".lock").open("a+")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
+        print(f"process {os.getpid()} on {platform.node()}", file=lock, flush=True)
     except BlockingIOError:
-        raise TrainingError(f"{run} is in use by another run on this host: name another --run.dir") from None
+        holder = (run / ".lock").read_text().strip() or "another run"
+        raise TrainingError(f"{run} is in use by {holder}: name another --run.dir") from None
     except OSError as error:
         raise TrainingError(f"run.dir {run} cannot be written: {error}") from error
     return lock
@@ -140,13 +147,14 @@ def open_journal(job: Job, run: Path, engine: Any, rank: Rank, hosts: list[str],
     return Journal(run, job.schedule.total_steps, first_step)
 
 
-def train(job: Job, rank: Rank, resume: str) -> str:
+def train(job: Job, rank: Rank, resume: str, watchdog: Watchdog) -> str:
     """Train, from the start or from the newest valid checkpoint; every rank calls it.
 
     Args:
         job: What to train.
         rank: This process.
         resume: "auto", "none", or the path of a checkpoint.
+        watchdog: Of this process.
 
     Returns:
         "finished", or "stopped" when a signal asked for it.
@@ -155,10 +163,14 @@ def train(job: Job, rank: Rank, resume: str) -> str:
         TrainingError: the run cannot go on; the message says why and what to do.
     """
     run = Path(job.config.run.dir)
-    lock = lock_run(run) if rank.is_main else None
+    lock, problem = None, ""
+    try:
+        lock = lock_run(run) if rank.is_main else None
+    except TrainingError as error:
+        problem = str(error)
     outcome, reason = FAILED, ""
     try:
-        outcome, reason = _train(job, rank, resume)
+        outcome, reason = _train(job, rank, resume, watchdog, problem)
         return outcome
     except TrainingError as error:
         outcome, reason = REFUSED if isinstance(error, RefusedError) else FAILED, str(error)
@@ -169,16 +181,18 @@ def train(job: Job, rank: Rank, resume: str) -> str:
             lock.close()
 
 
-def _train(job: Job, rank: Rank, resume: str) -> tuple[str, str]:
-    """`train`, once the folder is this run's: the outcome, and who asked to stop."""
+def _train(job: Job, rank: Rank, resume: str, watchdog: Watchdog, problem: str) -> tuple[str, str]:
+    """`train` once the main rank has the folder, or the problem with that: the outcome, and who asked to stop."""
     settings, config, timeout = job.settings, job.config.run, job.config.run.step_timeout
     run = Path(config.dir)
-    watchdog = Watchdog(timeout)
     connect(rank, timeout)
     control = Control(timeout)
+    if problem := control.gather(problem)[0]:  # told to all: ranks of other hosts would wait for the main one
+        raise TrainingError(problem)
     hosts = control.gather(platform.node())
     if not all(control.gather(run.is_dir())):
         raise TrainingError(f"run.dir {run} is not on a file system that all hosts share: name one that is")
+    watchdog.log_to(run)
 
     position = Position(
         step=0,

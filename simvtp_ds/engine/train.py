@@ -23,7 +23,6 @@ from simvtp_ds.engine.ema import Ema
 from simvtp_ds.engine.failures import (
     SkippedSteps,
     StopRequest,
-    Watchdog,
     keep_output_writable,
     not_finite,
 )
@@ -33,6 +32,7 @@ from simvtp_ds.engine.ranks import Control, Rank
 from simvtp_ds.engine.saving import AVERAGE, load, save
 from simvtp_ds.engine.schedule import Schedule, set_learning_rate
 from simvtp_ds.engine.universal import universal
+from simvtp_ds.engine.watchdog import Watchdog
 from simvtp_ds.types import AnyLosses, to_device
 
 
@@ -106,6 +106,17 @@ class Trainer:
             self.micro_step(step, micro, to_device(batch, self.engine.device), cached[micro])
             for micro, batch in enumerate(micro_batches)
         ]
+
+    def batches(self) -> Iterator[Any]:
+        """The loader's batches; the watchdog knows whether one is waited for or worked on."""
+        batches = iter(self.loader)
+        while True:
+            self.watchdog.at("the data")
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.watchdog.at("forward and backward")
+            yield batch
 
     def set_learning_rate(self, step: int) -> None:
         """Of every parameter group, for global step `step`."""
@@ -195,6 +206,7 @@ class Trainer:
     def save(self, step: int) -> None:
         """Write a checkpoint; all ranks together."""
         keep_output_writable()
+        self.watchdog.at("the checkpoint")
         started = time.perf_counter()
         position = replace(self.position, step=step)
         average = self.ema.full if self.ema is not None else None
@@ -215,12 +227,14 @@ class Trainer:
             TrainingError: the run cannot go on; its message says why and what to do.
         """
         stop, skipped = StopRequest(), SkippedSteps(self.config.max_skipped)
-        batches = iter(self.loader)
+        batches = self.batches()
         saved = first = self.position.step
         window = Window(self.loader.wait_seconds)
         outcome = "finished"
         for step in range(first, self.schedule.total_steps):
+            self.watchdog.at("the start", step + 1)
             losses = self.train_step(step, batches)
+            self.watchdog.at("the end")
             if self.check_applied(step, losses, skipped) and self.ema is not None:
                 self.ema.update(step)
             done = step + 1
@@ -243,7 +257,6 @@ class Trainer:
                 self.say(f"stopped by {stopping} after step {done}: resume me with --resume auto")
                 outcome, self.stopped_by = "stopped", stopping
                 break
-        self.watchdog.stop()
         if outcome == "finished":
             next(batches, None)  # the loader's last word: it refuses a run in which too many clips were bad
         self.say(f"{outcome} at step {saved}: {seen_and_bad(self.loader)}; {skipped.total} steps skipped")

@@ -55,7 +55,8 @@ def test_a_killed_run_goes_on_on_two_ranks_and_then_on_one_with_the_losses_of_an
 
     events = [json.loads(line) for line in (run / "supervise.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events] == ["start", "end", "start", "end", "stopped", "start", "end", "finished"]
-    assert events[1]["reason"] == "a process ended with code -9 (SIGKILL)" and events[1]["step"] >= 10
+    assert "rank 1" in events[1]["reason"] or "SIGKILL" in events[1]["reason"]
+    assert events[1]["step"] >= 10
     assert [e["step"] for e in events if e["event"] == "finished"] == [120]
 
     found, expected = losses(run), losses(whole.run)

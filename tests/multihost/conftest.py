@@ -1,41 +1,18 @@
-"""Eight hosts for all tests of a session, and the real launch command on them."""
+"""Eight hosts for all tests of a session, and drills on two of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Launch, Launcher, corpus, free_port, launcher
-from tests.multihost.hosts import HEAD, Hosts, hosts, workers
+from tests.integration.conftest import Launcher, corpus, launcher
+from tests.multihost.cluster import Cluster
+from tests.multihost.drills import CONFIG, DRIVER, LAST, Drill, stop_at
+from tests.multihost.hosts import Hosts, hosts, workers
 
 __all__ = ["cluster", "corpus", "eight_hosts", "launcher"]
-
-
-class Cluster:
-    """Starts runs from the head over the workers, through pdsh and ssh."""
-
-    def __init__(self, hosts: Hosts, launcher: Launcher) -> None:
-        self.hosts, self.launcher = hosts, launcher
-
-    def deepspeed(
-        self,
-        run: str,
-        config: dict[str, Any],
-        *launch: str,
-        driver: str = "launch/pretrain.py",
-        host: str = HEAD,
-        variables: dict[str, str] | None = None,
-        **fields: Any,
-    ) -> Launch:
-        """`deepspeed LAUNCH... launch/pretrain.py ...` typed on `host`; fields as `Launcher.arguments` takes them."""
-        command = ["deepspeed", f"--master_port={free_port()}", *launch, driver]
-        return self.start(run, [*command, *self.launcher.arguments(driver, run, config, fields)], host, variables)
-
-    def start(self, run: str, command: list[str], host: str, variables: dict[str, str] | None = None) -> Launch:
-        """Any command on `host`, as the start of `run`."""
-        return self.launcher.start(self.hosts.command(command, host, **(variables or {})), run)
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +28,23 @@ def cluster(eight_hosts: Hosts, launcher: Launcher) -> Iterator[Cluster]:
     eight_hosts.clear()
     yield Cluster(eight_hosts, launcher)
     eight_hosts.clear()
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Collects a row of every drill: drills.jsonl in pytest's base folder."""
+    return tmp_path_factory.getbasetemp() / "drills.jsonl"
+
+
+@pytest.fixture
+def drill(cluster: Cluster, table: Path) -> Drill:
+    """Two hosts to try faults on."""
+    return Drill(cluster, table)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(launcher: Launcher) -> Path:
+    """The same two ranks, on one host and left alone."""
+    launch = launcher.torchrun("undisturbed", CONFIG, driver=DRIVER, **stop_at(LAST))
+    launch.succeed()
+    return launch.run
