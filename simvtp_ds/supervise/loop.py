@@ -65,11 +65,13 @@ class Supervisor:
         while True:
             try:
                 start = plan(self.command, self.folder, self.options.min_hosts)
-            except NotEnoughHostsError as error:
-                reason, outcome = str(error), None
-                self._tell("end", code=None, reason=reason, step=at, seconds=0.0)
-            else:
                 outcome, reason = self._start(start)
+            except NotEnoughHostsError as error:
+                outcome, reason = None, str(error)
+                self._tell("end", code=None, reason=reason, step=at, seconds=0.0)
+            except ValueError as error:
+                self._tell("refused", reason=str(error), step=at)
+                raise
             if outcome == FINISHED:
                 self._tell("finished", step=self._step())
                 return DONE

@@ -35,6 +35,7 @@ def test_a_run_over_two_hosts_is_finished_by_the_one_that_is_left(launcher: Laun
     events = [json.loads(line) for line in (launch.run / "supervise.jsonl").read_text().splitlines()]
     starts = [event for event in events if event["event"] == "start"]
     print(json.dumps(events))
-    assert [(start["ranks"], start["dropped"]) for start in starts] == [(2, []), (1, ["worker-1"])]
+    # In between there may be starts that find the folder in use: worker-1 goes on until its watchdog ends it.
+    assert [(start["ranks"], start["dropped"]) for start in (starts[0], starts[-1])] == [(2, []), (1, ["worker-1"])]
     for step, values in losses(whole.run).items():
         assert losses(launch.run)[step] == pytest.approx(values, abs=1e-5), f"step {step}"
