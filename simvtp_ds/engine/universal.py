@@ -44,6 +44,7 @@ def universal(
     target, error = "", ""
     process, log = None, None
     if rank.is_main:
+        print(f"converting {folder} for {rank.world_size} ranks", flush=True)
         try:
             for old in run.glob(f"{PREFIX}*"):  # of a start that was killed
                 shutil.rmtree(old, ignore_errors=True)

@@ -18,6 +18,7 @@ SCRIPTS = {
     "finetune.py": (FinetuneConfig, "finetune_msrvtt"),
 }
 HOSTFILE, NODES, ACCELERATORS = ("--hostfile", "-H"), ("--num_nodes",), ("--num_gpus", "--num_accelerators")
+DEFAULT_HOSTFILE = Path("/job/hostfile")  # DeepSpeed reads it unasked
 FILTERS = ("--include", "-i", "--exclude", "-e")
 JSON = ("--deepspeed_config",)
 
@@ -54,8 +55,12 @@ class Command:
         Raises:
             ValueError: the hostfile is missing or has a line that names no host and slots.
         """
-        path = self.by_deepspeed and value_of(self.launcher, HOSTFILE)
-        return None if not path else read_hostfile(Path(path), slots=number_of(self.launcher, ACCELERATORS))
+        if not self.by_deepspeed:
+            return None
+        path = Path(value_of(self.launcher, HOSTFILE) or DEFAULT_HOSTFILE)
+        if path == DEFAULT_HOSTFILE and not path.is_file():
+            return None
+        return read_hostfile(path, slots=number_of(self.launcher, ACCELERATORS))
 
     def ranks(self, hosts: Hosts | None) -> int | None:
         """How many ranks the command starts, of a hostfile on `hosts`; None where only the launcher knows."""
@@ -73,8 +78,8 @@ class Command:
         """The words with another hostfile and another DeepSpeed JSON; None: as it is."""
         launcher, arguments = list(self.launcher), list(self.words[self.script :])
         if hostfile is not None:
-            launcher = replaced(launcher, HOSTFILE, str(hostfile))
-            launcher = replaced(launcher, NODES, None)
+            launcher = replaced(replaced(launcher, HOSTFILE, None), NODES, None)
+            launcher += ["--hostfile", str(hostfile)]
             launcher += ["--force_multi"] * (force_multi and "--force_multi" not in launcher)
         if deepspeed_config is not None:
             arguments = replaced(arguments, JSON, str(deepspeed_config))

@@ -51,6 +51,20 @@ def newest_position(run: Any) -> dict[str, Any] | None:
     return max(positions, key=lambda position: position["step"], default=None)
 
 
+def read_batch(path: str) -> dict[str, Any]:
+    """The DeepSpeed JSON, whose numbers of clips are numbers; everything else in it is the training script's to check.
+
+    Raises:
+        ValueError: it is missing, is no JSON, or a number of clips is none.
+    """
+    raw = read_json(Path(path))
+    for name in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"):
+        value = raw.get(name, 1)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{path}: {name} is {json.dumps(value)}; write a whole number above 0")
+    return raw
+
+
 def micro_batches(raw: dict[str, Any], ranks: int, global_batch: int) -> int | None:
     """How many micro batches make the global batch on `ranks` ranks; None where none do."""
     clips = raw.get("train_micro_batch_size_per_gpu", 0) * ranks
@@ -81,7 +95,7 @@ def plan(command: Command, folder: Path, min_hosts: int | None) -> Start:
     limit = number_of(command.launcher, NODES)
     if hosts is not None and limit:
         wanted = dict(list(hosts.items())[:limit])
-    raw = read_json(Path(command.deepspeed_config))
+    raw = read_batch(command.deepspeed_config)
     full = command.ranks(wanted)
     position = newest_position(command.config.run)
     global_batch = position["global_batch"] if position else own_global_batch(raw, full) if full else None

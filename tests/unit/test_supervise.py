@@ -165,6 +165,13 @@ def test_a_batch_that_the_ranks_do_not_divide_is_refused_with_the_numbers(parsed
         plan(command, tmp_path, None)
 
 
+def test_a_batch_that_is_no_number_is_refused(parsed: Command, tmp_path: Path) -> None:
+    command = with_files(parsed, tmp_path, ["a"])
+    (tmp_path / "ds.json").write_text('{"train_micro_batch_size_per_gpu": "auto"}')
+    with pytest.raises(ValueError, match=r'ds\.json: train_micro_batch_size_per_gpu is "auto"'):
+        plan(command, tmp_path, None)
+
+
 def test_the_reason_is_the_line_that_says_most() -> None:
     noise = ["step 3/9 total 1.0", "Traceback (most recent call last):", "RuntimeError: Connection closed by peer"]
     ended = "[launch.py:259] [ERROR] ['python', 'x'] exits with return code = -9"
