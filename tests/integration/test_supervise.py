@@ -44,7 +44,7 @@ def test_a_killed_run_goes_on_on_two_ranks_and_then_on_one_with_the_losses_of_an
         os.kill(victim, signal.SIGKILL)
         two.wait_for_step(45)
         two.process.terminate()
-        code, output = two.wait(60)
+        code, output = two.wait(120)
     assert code == 75, output[-4000:]
 
     output = supervised(launcher, "disturbed", ranks=1).succeed()
