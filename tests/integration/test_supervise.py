@@ -38,11 +38,11 @@ def test_a_killed_run_goes_on_on_two_ranks_and_then_on_one_with_the_losses_of_an
     run = two.run
     given = (launcher.folder / "disturbed.json").read_bytes()
     with no_process_left(str(run)):
-        two.wait_for_step(15)
+        two.wait_for_step(15, timeout=240)
         ranks = [p for p in processes(str(run)) if b"--local_rank=1" in Path(f"/proc/{p}/cmdline").read_bytes()]
         victim = next(p for p in ranks if b"deepspeed.launcher" not in Path(f"/proc/{p}/cmdline").read_bytes())
         os.kill(victim, signal.SIGKILL)
-        two.wait_for_step(45)
+        two.wait_for_step(45, timeout=240)
         two.process.terminate()
         code, output = two.wait(120)
     assert code == 75, output[-4000:]
