@@ -85,25 +85,20 @@ class Trainer:
     def train_step(self, step: int, batches: Iterator[Any]) -> list[AnyLosses]:
         """One global step: forward and backward over the accumulated micro batches, one update.
 
-        The contrast is over all of them (objectives/whole_step.py), so it does not shrink with fewer ranks.
+        The losses are those of all its clips in one batch: contrast and words do not shrink with the micro batches.
         """
         self.set_learning_rate(step)
-        task, accumulation = self.engine.module, self.settings.accumulation
-        if accumulation == 1 or not task.contrasts_whole_step:
-            return [
-                self.micro_step(step, micro, to_device(next(batches), self.engine.device))
-                for micro in range(accumulation)
-            ]
+        task, device, accumulation = self.engine.module, self.engine.device, self.settings.accumulation
+        if accumulation == 1:
+            return [self.micro_step(step, 0, to_device(next(batches), device))]
         micro_batches = [next(batches) for _ in range(accumulation)]  # on the host
-        features, video_ids = [], []
-        for micro, batch in enumerate(micro_batches):
-            batch = to_device(batch, self.engine.device)
+        features = []
+        for micro, batch in enumerate(micro_batches if task.contrasts_whole_step else ()):
             seed_dropout(self.position.seed, step, micro, self.rank.rank)
-            features.append(task.features(batch))
-            video_ids.append(batch.video_ids)
-        cached = task.contrast_gradients(features, video_ids)
+            features.append(task.features(to_device(batch, device)))
+        of_step = task.of_step(features, micro_batches)
         return [
-            self.micro_step(step, micro, to_device(batch, self.engine.device), cached[micro])
+            self.micro_step(step, micro, to_device(batch, device), of_step[micro])
             for micro, batch in enumerate(micro_batches)
         ]
 

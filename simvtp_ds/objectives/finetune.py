@@ -48,7 +48,7 @@ class FinetuneTask(nn.Module):
 
         Args:
             batch: The micro batch.
-            cached: From `contrast_gradients`: the contrast is that of the whole step. None: of this micro batch.
+            cached: From `of_step`: the contrast is that of the whole step. None: of this micro batch.
         """
         video, text, features = self._encode(batch)
         vtc = self.contrast(features, batch.video_ids) if cached is None else handed_on(features, cached)
@@ -68,9 +68,9 @@ class FinetuneTask(nn.Module):
         """L_vtc of this rank's clips, against those of this or of all ranks: float32 []."""
         return self.scope(features.video, features.text, self.objectives.contrastive.temperature, video_ids)
 
-    def contrast_gradients(self, features: Sequence[Features], video_ids: Sequence[Tensor]) -> list[CachedContrast]:
-        """The contrast over all micro batches of a step, see `whole_step.contrast_gradients`."""
-        return contrast_gradients(self.contrast, features, video_ids)
+    def of_step(self, features: Sequence[Features], micro_batches: Sequence[RetrievalBatch]) -> list[CachedContrast]:
+        """The contrast over all micro batches of a step, from the features of each; all ranks call it."""
+        return contrast_gradients(self.contrast, features, [batch.video_ids for batch in micro_batches])
 
     def _encode(self, batch: RetrievalBatch) -> tuple[Tensor, Tensor, Features]:
         """Tokens of the clips [B, N, D] and of the captions [B, L, D], each embedded once, and their features."""

@@ -21,7 +21,7 @@ from simvtp_ds.objectives.contrastive import global_contrast, local_contrast
 from simvtp_ds.objectives.matching import match_loss
 from simvtp_ds.objectives.pixels import pixel_loss, pixel_target
 from simvtp_ds.objectives.whole_step import CachedContrast, Features, contrast_gradients, handed_on
-from simvtp_ds.objectives.words import word_loss
+from simvtp_ds.objectives.words import word_loss, words_of_each
 from simvtp_ds.types import Batch, Losses
 
 
@@ -35,6 +35,13 @@ class PretrainOutputs(NamedTuple):
     text_feature: Tensor  # float32 [B, D], mean of the text pass without padding, any length
     match_logits: Tensor  # [B, 2], each video with its caption
     negative_logits: Tensor  # [B, 2], another video of the batch with the caption
+
+
+class OfStep(NamedTuple):
+    """What a micro batch must know of the others of its step, so that their losses are those of one large batch."""
+
+    contrast: CachedContrast | None  # None: the contrast stays within the micro batch
+    words: Tensor  # float32 [], see `words_of_each`
 
 
 class PretrainTask(nn.Module):
@@ -58,18 +65,19 @@ class PretrainTask(nn.Module):
         self.scope = global_contrast if everybody else local_contrast
         self.contrasts_whole_step = everybody and objectives.vtc > 0
 
-    def forward(self, batch: Batch, cached: CachedContrast | None = None) -> Losses:
+    def forward(self, batch: Batch, of_step: OfStep | None = None) -> Losses:
         """The losses of one micro batch on this rank; the mean over ranks is the loss of the global micro batch.
 
         Args:
             batch: The micro batch.
-            cached: From `contrast_gradients`: the contrast is that of the whole step. None: of this micro batch.
+            of_step: From `of_step`, where a step has several micro batches.
         """
+        cached, words = (None, None) if of_step is None else of_step
         out = self.outputs(batch)
         hidden_words = rearrange(out.joint_text, "b l d -> (b l) d")[batch.hidden_words]
 
         mvm = pixel_loss(out.rebuilt, out.target)
-        mlm = word_loss(self.model.word_logits(hidden_words), batch.hidden_word_ids)
+        mlm = word_loss(self.model.word_logits(hidden_words), batch.hidden_word_ids, words)
         features = Features(out.video_feature, out.text_feature)
         vtc = self.contrast(features, batch.video_ids) if cached is None else handed_on(features, cached)
         vtm = match_loss(out.match_logits, out.negative_logits)
@@ -90,9 +98,19 @@ class PretrainTask(nn.Module):
         """L_vtc of this rank's clips, against those of this or of all ranks: float32 []."""
         return self.scope(features.video, features.text, self.objectives.contrastive.temperature, video_ids)
 
-    def contrast_gradients(self, features: Sequence[Features], video_ids: Sequence[Tensor]) -> list[CachedContrast]:
-        """The contrast over all micro batches of a step, see `whole_step.contrast_gradients`."""
-        return contrast_gradients(self.contrast, features, video_ids)
+    def of_step(self, features: Sequence[Features], micro_batches: Sequence[Batch]) -> list[OfStep]:
+        """What each micro batch of a step must know of the others; all ranks call it.
+
+        Args:
+            features: Of each micro batch, from `features`, if `contrasts_whole_step`.
+            micro_batches: On any device.
+        """
+        cached: Sequence[CachedContrast | None] = [None] * len(micro_batches)
+        if self.contrasts_whole_step:
+            cached = contrast_gradients(self.contrast, features, [batch.video_ids for batch in micro_batches])
+        hidden = sum(batch.hidden_words.shape[0] for batch in micro_batches)
+        words = words_of_each(hidden, len(micro_batches), next(self.parameters()).device)
+        return [OfStep(contrast, words) for contrast in cached]
 
     def _embed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Frames [B, T, H, W, C], embedded visible patches [B, Nv, D] and words [B, L, D]."""

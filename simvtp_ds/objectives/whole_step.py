@@ -4,7 +4,7 @@ Dimensions: A micro batches of a step on this rank, W ranks, B clips of a micro 
 A * W * B clips:
 
     1. features of each micro batch, without a graph              task.features(batch)
-    2. the contrast of all of them, and its gradient by feature   task.contrast_gradients(features, video_ids)
+    2. the contrast of all of them, and its gradient by feature   task.of_step(features, micro_batches)
     3. each micro batch again, with a graph, that gradient handed on   engine(batch, cached), engine.backward
 
 A micro batch must drop the same in 1 and 3: reseed dropout for it before both.
@@ -46,11 +46,11 @@ def contrast_gradients(
     Args:
         contrast: Of features and video ids of this rank's clips: float32 [].
         features: Of each micro batch.
-        video_ids: int64 [B] of each micro batch.
+        video_ids: int64 [B] of each micro batch, on any device.
     """
     leaves = Features(*(torch.cat(parts).requires_grad_() for parts in zip(*features, strict=True)))
     with torch.enable_grad():
-        value = contrast(leaves, torch.cat(list(video_ids)))
+        value = contrast(leaves, torch.cat(list(video_ids)).to(leaves.video.device))
     gradients = torch.autograd.grad(value, leaves)
     sizes = [len(part.video) for part in features]
     parts = (len(features) * gradient for gradient in gradients)

@@ -174,7 +174,7 @@ def test_gradients_of_fine_tuning_keep_to_one_device_and_their_dtype(dtype: torc
         batch, state = fake_retrieval_batch(device), fake_state(task, dtype, device)
         weights = {name: state[name].requires_grad_() for name, _ in task.named_parameters()}
         features = Features(*(torch.empty(4, TINY.width, device=device) for _ in range(2)))
-        cached = task.contrast_gradients([features, features], [batch.video_ids] * 2)[1]
+        cached = task.of_step([features, features], [batch] * 2)[1]
         losses = functional_call(task, state, (batch, cached))
         gradients = torch.autograd.grad(losses.total, list(weights.values()))
     for weight, gradient in zip(weights.values(), gradients, strict=True):

@@ -247,10 +247,10 @@ def test_the_contrast_of_two_micro_batches_is_that_of_one_batch(dropout: float) 
     for micro, of_micro in enumerate(micros):
         torch.manual_seed(micro)
         features.append(ours.features(of_micro))
-    cached = ours.contrast_gradients(features, [of_micro.video_ids for of_micro in micros])
+    of_step = ours.of_step(features, micros)
     for micro, of_micro in enumerate(micros):
         torch.manual_seed(micro)
-        losses = ours(of_micro, cached[micro])
+        losses = ours(of_micro, of_step[micro])
         (losses.total / 2).backward()
     # The same in one graph: both micro batches through the model, one contrast of all their clips.
     outputs = []
@@ -268,6 +268,26 @@ def test_the_contrast_of_two_micro_batches_is_that_of_one_batch(dropout: float) 
             assert (one.grad - other.grad).abs().max() <= 1e-5 * other.grad.abs().max() + 1e-7, name
             compared += 1
     assert compared > 20
+
+
+def test_the_words_of_two_micro_batches_weigh_alike_though_one_hides_more_of_them() -> None:
+    batch = tiny_batch(8)
+    micros = [part(batch, 0, 4), part(batch, 4, 4)]
+    assert len(micros[0].hidden_words) != len(micros[1].hidden_words)
+    words = ObjectiveConfig(mvm=0, vtc=0, vtm=0)
+    ours, whole = PretrainTask(tiny_model(), words), PretrainTask(tiny_model(), words)
+    totals = []
+    for micro, of_step in zip(micros, ours.of_step([], micros), strict=True):
+        assert of_step.contrast is None
+        total = ours(micro, of_step).total / 2
+        total.backward()
+        totals.append(total.detach())
+    expected = whole(batch).total
+    expected.backward()
+    torch.testing.assert_close(sum(totals), expected)
+    for (name, one), other in zip(ours.model.named_parameters(), whole.model.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert (one.grad - other.grad).abs().max() <= 1e-5 * other.grad.abs().max() + 1e-7, name
 
 
 def test_a_local_contrast_stays_with_its_micro_batch() -> None:
