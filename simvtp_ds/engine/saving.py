@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from simvtp_ds.engine.checkpoint import RECORD, Position, record_of, steps_of
+from simvtp_ds.engine.cpu_adam import replay_bias_correction
 from simvtp_ds.engine.failures import TrainingError
 from simvtp_ds.engine.ranks import Control, Rank
 from simvtp_ds.files import replacing, sha256, sync_folder
@@ -182,3 +183,4 @@ def load(engine: Any, folder: Path) -> None:
         raise TrainingError(f"DeepSpeed could not load {folder}, though every file in it is intact")
     for group, values in zip(engine.optimizer.param_groups, kept, strict=True):
         group.update(values)
+    replay_bias_correction(engine.optimizer)

@@ -34,7 +34,12 @@ def _die_with_parent() -> None:
 def reason_in(lines: Sequence[str]) -> str:
     """The line of a failed run's output that says most: the run's own, the launcher's, Python's, the last."""
     lines = [line.strip() for line in lines if line.strip()]
-    for pattern in (r"\berror on \S+: ", r"exits with return code = -?\d+", r"(Error|Exception)\b.*:", r"[Ee]rror"):
+    for pattern in (
+        r"\berror on \S+: ",
+        r"exits with return code = -?\d+",
+        r"(^|[ .])\w+(Error|Exception): ",
+        r"[Ee]rror: ",
+    ):
         found = [line for line in lines if re.search(pattern, line)]
         if found:
             exit_code = re.search(r"exits with return code = (-?\d+)", found[-1])

@@ -94,6 +94,10 @@ class Disturber:
         return self._rank(signal.SIGSTOP)
 
 
+def newest_step(run: Path) -> int:
+    return max((line["step"] for line in metrics(run)), default=0)
+
+
 def supervised(made: Hosts, launcher: Launcher, run: str) -> Launch:
     arguments = launcher.arguments("launch/pretrain.py", run, deepspeed_json(), FIELDS)
     deepspeed = ["deepspeed", f"--hostfile={made.hostfile()}", f"--master_port={free_port()}", "launch/pretrain.py"]
@@ -108,14 +112,19 @@ def test_a_run_that_is_disturbed_for_half_an_hour_learns_what_an_undisturbed_one
     whole = launcher.torchrun("whole", deepspeed_json(), **fields)
     whole.succeed(timeout=60 * (3 * MINUTES + 10))
 
-    chance, done, usage, latest = random.Random(SEED), Counter(), [], []
+    chance, done, usage, latest = random.Random(SEED), Counter(), [], 0
     with hosts(tmp_path, workers(2)) as made:
         launch = supervised(made, launcher, "disturbed")
         disturber, began = Disturber(made, launch.run, chance), time.monotonic()
         output = keep_output(launch, tmp_path / "output")
         while launch.process.poll() is None:
             pause = time.monotonic() + chance.uniform(5, 45)
-            while time.monotonic() < pause and launch.process.poll() is None:
+            # Now and then a start is disturbed; but a run that never gets to a step shows nothing.
+            steps = chance.choice([0, 1, 1, 1])
+            while launch.process.poll() is None and (
+                time.monotonic() < pause
+                or (steps and newest_step(launch.run) <= latest and pause + 200 > time.monotonic())
+            ):
                 time.sleep(0.5)
             for process, line in made.processes(HEAD).items():
                 if "launch/supervise.py" in line and "python" in line.split()[0]:
@@ -125,8 +134,8 @@ def test_a_run_that_is_disturbed_for_half_an_hour_learns_what_an_undisturbed_one
                 kind = chance.choice(disturber.kinds)
                 what = kind()
                 done[kind.__name__] += bool(what)
-                latest = metrics(launch.run)[-1:]
-                print(f"{time.monotonic() - began:.0f} s, step {latest and latest[0]['step']}: {kind.__name__} {what}")
+                latest = newest_step(launch.run)
+                print(f"{time.monotonic() - began:.0f} s, step {latest}: {kind.__name__} {what}", flush=True)
         output.join(30)
         seconds = time.monotonic() - began
         left = made.leftovers()
