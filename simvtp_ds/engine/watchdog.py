@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ class Watchdog:
         self.rank, self.timeout = rank, timeout
         self.who = platform.node() + (f": rank {rank.rank}" if rank.world_size > 1 else "")
         self.log: IO[str] | None = None
-        self._at, self._step, self._fed, self._silent, self._end = "the start", 0, 0, 0, ""
+        self._at, self._step, self._marks, self._silent, self._end = "the start", 0, 0, 0, ""
         self._stopping = threading.Event()
         self._asked: SimpleQueue[SimpleQueue[list[str]]] = SimpleQueue()
         self._guardian: subprocess.Popen[bytes] | None = None
@@ -74,7 +75,7 @@ class Watchdog:
             return
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if of_a_collective(error) and (blamed := self.blamed()):
-            reason = f"{blamed} ({reason})"
+            reason = f"{blamed} ({shortened(reason)})"
             self._leave(reason, followed=True)
             raise TrainingError(reason) from error
         self._leave(reason)
@@ -113,12 +114,13 @@ class Watchdog:
 
     def at(self, place: str, step: int | None = None) -> None:
         """Where the rank is now, for messages: "the data". `step`: the global step that begins, from 1."""
+        self._marks += 1  # all ranks pass the same places: who has passed fewer holds the others up
         self._step = self._step if step is None else step
         self._at = f"{place} of step {self._step}" if self._step else place
 
     def feed(self) -> None:
         """A step is done: start counting again."""
-        self._silent, self._fed = 0, self._fed + 1
+        self._silent = 0
 
     def _watch(self) -> None:
         while not self._stopping.wait(BEAT):
@@ -160,7 +162,7 @@ class Watchdog:
         store = None
         while store is None and not self._stopping.is_set():
             with contextlib.suppress(RuntimeError):  # rank 0 is not there yet; the main thread waits for it, too
-                store = open_store(self.rank, timeout=2 * BEAT)
+                store = open_store(self.rank, self.timeout)
         try:
             if store is not None:
                 self._tell_and_answer(store)
@@ -173,7 +175,7 @@ class Watchdog:
         beat, questions = 0, []
         while True:
             last, beat = self._stopping.is_set(), beat + 1
-            told = {"host": platform.node(), "beat": beat, "fed": self._fed, "at": self._at, "end": self._end}
+            told = {"host": platform.node(), "beat": beat, "marks": self._marks, "at": self._at, "end": self._end}
             store.set(f"beat/{self.rank.rank}", json.dumps(told))
             if last:
                 return
@@ -196,16 +198,21 @@ def of_a_collective(error: BaseException) -> bool:
     )
 
 
+def shortened(reason: str) -> str:
+    """The reason without the place in gloo's sources and the advice that follows it."""
+    return re.sub(r"^\[[^\]]*\.cc?:\d+\]\s*", "", reason).split(". ")[0]
+
+
 def describe(me: int, before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
     """What is wrong with the other ranks, the worst first; from what they said twice, `SILENCE` seconds apart.
 
     Args:
         me: This rank.
-        before: By rank, {host, beat, fed, at, end}; empty where a rank has said nothing yet.
+        before: By rank, {host, beat, marks, at, end}; empty where a rank has said nothing yet.
         now: The same, later.
     """
     ended, silent, missing, behind = [], [], [], []
-    furthest = max(said.get("fed", 0) for said in now)
+    furthest = max(said.get("marks", 0) for said in now)
     for rank, (then, said) in enumerate(zip(before, now, strict=True)):
         who = f"rank {rank} on {said.get('host')}"
         if rank == me or said.get("end") == FOLLOWED:
@@ -216,6 +223,6 @@ def describe(me: int, before: list[dict[str, Any]], now: list[dict[str, Any]]) -
             ended.append(f"{who} {said['end']}")
         elif said["beat"] == then.get("beat"):
             silent.append(f"{who} shows no sign of life since {said['at']}")
-        elif said["fed"] < furthest:
+        elif said["marks"] < furthest:
             behind.append(f"{who} is still at {said['at']}")
     return missing + silent + ended + behind

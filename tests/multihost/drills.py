@@ -49,6 +49,15 @@ class Drill:
             run, CONFIG, "--hostfile", hostfile, driver=DRIVER, **{**FIELDS, "fault": fault, **fields}
         )
 
+    def begins(self, launch: Launch, host: str = "worker-1", patience: float = 120) -> float:
+        """When a rank on `host` has finished its imports and starts to wait for the others."""
+        deadline = time.monotonic() + patience
+        while not any("guardian.py" in words for words in self.cluster.hosts.processes(host).values()):
+            assert launch.process.poll() is None, launch.process.communicate()[0][-6000:]
+            assert time.monotonic() < deadline, f"no rank on {host} within {patience} s"
+            time.sleep(0.1)
+        return time.monotonic()
+
     def ends(self, launch: Launch, name: str, told: str, since: float | None = None, within: float = GRACE) -> str:
         """The run has to end with an error line that `told` describes, leave no process and a good checkpoint.
 
@@ -65,10 +74,10 @@ class Drill:
         if since is None:
             since = last_change(launch)
         code, output = launch.wait(timeout=within + 120)
-        seconds = time.monotonic() - since
         assert code != 0, output[-6000:]
         assert re.search(rf"error on .*{told}", output), output[-8000:]
-        assert self.cluster.hosts.leftovers() == {}
+        assert self.cluster.hosts.leftovers(since + within - time.monotonic()) == {}
+        seconds = time.monotonic() - since
         assert seconds < within, f"it took {seconds:.0f} s"
         self.note(name, code, seconds, launch, [line for line in output.splitlines() if "error on" in line])
         return output

@@ -188,8 +188,11 @@ class Hosts:
         self._ip(HEAD, "link", "set", self._cable(host), "up")
 
     def processes(self, host: str) -> dict[int, str]:
-        """Ids, as the tests see them, and command lines of what runs on a host, besides its first process and sshd."""
-        return {p: words for p, words in self._all(host).items() if not words.startswith(("sleep infinity", "sshd: /"))}
+        """Ids, as the tests see them, and command lines of what runs on a host, besides its first process and sshd.
+
+        (The sshd of a host whose link is cut keeps its side of a connection for as long as TCP does.)
+        """
+        return {p: words for p, words in self._all(host).items() if not words.startswith(("sleep infinity", "sshd: "))}
 
     def _all(self, host: str) -> dict[int, str]:
         init = self._hosts[host].init

@@ -16,7 +16,7 @@ from simvtp_ds.engine.watchdog import FOLLOWED, describe, of_a_collective
 
 
 def said(rank: int, **values: Any) -> dict[str, Any]:
-    return {"host": f"worker-{rank + 1}", "beat": 7, "fed": 3, "at": "the end of step 4", "end": "", **values}
+    return {"host": f"worker-{rank + 1}", "beat": 7, "marks": 30, "at": "the end of step 4", "end": "", **values}
 
 
 def test_nobody_is_blamed_when_all_ranks_are_in_the_same_step() -> None:
@@ -30,8 +30,8 @@ def test_nobody_is_blamed_when_all_ranks_are_in_the_same_step() -> None:
         (said(1), said(1), "rank 1 on worker-2 shows no sign of life since the end of step 4"),
         (said(1), said(1, beat=9, end="ended: disk full"), "rank 1 on worker-2 ended: disk full"),
         (
-            said(1, fed=2, at="the data of step 3"),
-            said(1, beat=9, fed=2, at="the data of step 3"),
+            said(1, marks=29, at="the data of step 3"),
+            said(1, beat=9, marks=29, at="the data of step 3"),
             "rank 1 on worker-2 is still at the data of step 3",
         ),
     ],
@@ -50,7 +50,7 @@ def test_a_rank_that_ended_because_of_another_is_not_blamed() -> None:
 
 def test_the_silent_are_named_before_those_who_ended_and_those_behind() -> None:
     before = [said(r) for r in range(4)]
-    now = [said(0, beat=9), said(1, beat=9, fed=2), said(2, beat=9, end="ended: x"), said(3)]
+    now = [said(0, beat=9), said(1, beat=9, marks=29), said(2, beat=9, end="ended: x"), said(3)]
     assert [line[:6] for line in describe(0, before, now)] == ["rank 3", "rank 2", "rank 1"]
 
 

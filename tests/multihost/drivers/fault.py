@@ -53,6 +53,6 @@ if __name__ == "__main__":
             strike()
         write(state, path, *more, **named)
 
-    if os.environ["RANK"] == victim:
+    if os.environ.get("RANK", "0") == victim:
         Watchdog.at, PretrainTask.forward, torch.save = marked, spoilt, half
     main(sys.argv[1:])
