@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from simvtp_ds.config import PretrainConfig
 from simvtp_ds.finetune_config import FinetuneConfig
+from simvtp_ds.hosts import read_hostfile
 from simvtp_ds.launching import parse
-from simvtp_ds.supervise.hosts import Hosts, read_hostfile
 
+Hosts: TypeAlias = dict[str, int]  # name: slots, in the order of the hostfile
 # The training scripts: class of their configuration, preset where none is named.
 SCRIPTS = {
     "pretrain.py": (PretrainConfig, "pretrain_webvid"),
@@ -60,7 +61,8 @@ class Command:
         path = Path(value_of(self.launcher, HOSTFILE) or DEFAULT_HOSTFILE)
         if path == DEFAULT_HOSTFILE and not path.is_file():
             return None
-        return read_hostfile(path, slots=number_of(self.launcher, ACCELERATORS))
+        slots = number_of(self.launcher, ACCELERATORS)  # of every host, whatever the file says
+        return {host: slots or given for host, given in read_hostfile(path).items()}
 
     def ranks(self, hosts: Hosts | None) -> int | None:
         """How many ranks the command starts, of a hostfile on `hosts`; None where only the launcher knows."""

@@ -10,8 +10,8 @@ from typing import Any
 from simvtp_ds.ds_check import read_json
 from simvtp_ds.engine.checkpoint import record_of, steps_of
 from simvtp_ds.files import replacing
-from simvtp_ds.supervise.command import FILTERS, NODES, Command, number_of, value_of
-from simvtp_ds.supervise.hosts import Hosts, answering, write_hostfile
+from simvtp_ds.hosts import ask_all
+from simvtp_ds.supervise.command import FILTERS, NODES, Command, Hosts, number_of, value_of
 
 
 class NotEnoughHostsError(RuntimeError):
@@ -104,16 +104,18 @@ def plan(command: Command, folder: Path, min_hosts: int | None) -> Start:
     if min_hosts is not None:
         if hosts is None or wanted is None or any(value_of(command.launcher, (name,)) for name in FILTERS):
             raise ValueError("--min-hosts needs a deepspeed command with --hostfile, and no --include or --exclude")
-        alive = answering(hosts, value_of(command.launcher, ("--ssh_port",)))
+        wrong = {host: why for host, why in ask_all(hosts, value_of(command.launcher, ("--ssh_port",))).items() if why}
+        alive = {host: slots for host, slots in hosts.items() if host not in wrong}
         if len(alive) < min_hosts:
-            dead = ", ".join(host for host in hosts if host not in alive)
+            dead = "; ".join(f"{host}: {why}" for host, why in wrong.items())
             raise NotEnoughHostsError(f"{len(alive)} of {len(hosts)} hosts answer, --min-hosts is {min_hosts} ({dead})")
         used = most_that_fit(command, raw, list(alive.items())[: len(wanted)], min_hosts, global_batch)
     ranks = command.ranks(used)
     hostfile, told = None, []
     if used is not None and wanted is not None and used != wanted:
         hostfile = folder / "hostfile"
-        write_hostfile(hostfile, used)
+        with replacing(hostfile) as temporary:
+            temporary.write_text("".join(f"{host} slots={slots}\n" for host, slots in used.items()))
         told.append(f"{len(used)} of {len(wanted)} hosts ({', '.join(used)})")
     settings = None
     if ranks and global_batch:
