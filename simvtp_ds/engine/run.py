@@ -104,15 +104,20 @@ def lock_run(run: Path) -> IO[str]:
     return lock
 
 
+def source_commit() -> str | None:
+    """The commit of this code, None outside a repository."""
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
 def describe_environment(rank: Rank, hosts: list[str], settings: DeepSpeedSettings, engine: Any) -> dict[str, Any]:
     """Versions, hosts and sizes, for whoever wants to reproduce the run."""
-    here = Path(__file__).parent
-    commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     packages = ("torch", "deepspeed", "timm", "transformers", "tokenizers", "av", "numpy")
     return {
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
-        "commit": commit.stdout.strip() or None,
+        "commit": source_commit(),
         "hosts": hosts,
         "world_size": rank.world_size,
         "deepspeed_config": settings.path,
