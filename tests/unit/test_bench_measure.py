@@ -16,7 +16,7 @@ from simvtp_ds.data_config import DataConfig
 CPU = torch.device("cpu")
 MILLION = 4_000_000  # bytes of [1000, 1000] in float32
 CONFIG = PretrainConfig(
-    data=DataConfig(num_frames=NUM_FRAMES, image_size=IMAGE_SIZE), masks=MaskConfig(0.5, 0.75), model=TINY
+    data=DataConfig(num_frames=NUM_FRAMES, image_size=IMAGE_SIZE, max_words=20), masks=MaskConfig(0.5, 0.75), model=TINY
 )
 
 
