@@ -1,0 +1,75 @@
+"""The command line of benches that take a training configuration: presets, fields, DeepSpeed JSON, hostfile."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simvtp_ds.bench.cases import BenchError
+from simvtp_ds.config import PretrainConfig
+from simvtp_ds.config_files import chosen_preset, config_parser, instantiate
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+WORDS = 20  # tokens of WebVid's captions, about
+
+
+def bench_parser(arguments: list[str], description: str, usage: str) -> ArgumentParser:
+    """Every field of pre-training as an option, --preset, --deepspeed_config and --words; to be added to.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    preset = chosen_preset(arguments, "pretrain_webvid")
+    parser = config_parser(PretrainConfig, preset, description)
+    parser.usage = usage
+    parser.add_argument("--preset", default=preset, help="defaults of all fields: a file of simvtp_ds/presets")
+    parser.add_argument("--deepspeed_config", default="", help="DeepSpeed JSON, such as ds_configs/zero2_bf16.json")
+    parser.add_argument("--words", type=int, default=WORDS, help="tokens of the longest caption of a micro batch")
+    return parser
+
+
+def parsed(parser: ArgumentParser, arguments: list[str]) -> tuple[PretrainConfig, Any]:
+    """The configuration, and the other options as a namespace.
+
+    Raises:
+        BenchError: --deepspeed_config is missing, or --words is out of range.
+    """
+    options = parser.parse_args(arguments)
+    config = instantiate(parser, options, PretrainConfig)
+    if not options.deepspeed_config:
+        raise BenchError("--deepspeed_config is missing: name a DeepSpeed JSON, such as ds_configs/zero2_bf16.json")
+    if not 3 <= options.words <= config.data.max_words:
+        raise BenchError(f"--words is {options.words}; give 3 ([CLS], a word, [SEP]) to data.max_words, "
+                         f"which is {config.data.max_words}")
+    return config, options
+
+
+def read_hostfile(path: str | Path) -> dict[str, int]:
+    """Hosts and their ranks, read by DeepSpeed's own parser.
+
+    Raises:
+        BenchError: The file is missing or empty, or a line is not `NAME slots=NUMBER`.
+    """
+    file = Path(path)
+    if not file.is_file():
+        near = difflib.get_close_matches(file.name, [other.name for other in file.parent.glob("*")], n=1)
+        hint = f"did you mean {file.parent / near[0]}?" if near else "examples are in hostfiles/"
+        raise BenchError(f"--hostfile {path}: no such file; {hint}")
+    from deepspeed.launcher.runner import fetch_hostfile, logger
+
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # it would show the whole file beside the reason
+    try:
+        slots = fetch_hostfile(str(file))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BenchError(f"--hostfile {path}: {error}; a line reads: worker-1 slots=8") from None
+    finally:
+        logger.setLevel(level)
+    assert slots is not None
+    if 0 in slots.values():
+        raise BenchError(f"--hostfile {path}: a host has 0 slots; give it some, or delete its line")
+    return dict(slots)
