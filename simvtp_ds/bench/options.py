@@ -43,8 +43,10 @@ def parsed(parser: ArgumentParser, arguments: list[str]) -> tuple[PretrainConfig
     if not options.deepspeed_config:
         raise BenchError("--deepspeed_config is missing: name a DeepSpeed JSON, such as ds_configs/zero2_bf16.json")
     if not 3 <= options.words <= config.data.max_words:
-        raise BenchError(f"--words is {options.words}; give 3 ([CLS], a word, [SEP]) to data.max_words, "
-                         f"which is {config.data.max_words}")
+        raise BenchError(
+            f"--words is {options.words}; give 3 ([CLS], a word, [SEP]) to data.max_words, "
+            f"which is {config.data.max_words}"
+        )
     return config, options
 
 

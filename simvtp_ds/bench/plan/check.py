@@ -39,8 +39,10 @@ MIB = 2**20
 TIMEOUT = 600.0  # seconds without a step
 
 
-def check(config: PretrainConfig, settings: DeepSpeedSettings, words: int, rank: Rank) -> dict[str, Any]:
-    """Predicted and measured, of this rank; all ranks call it together."""
+def check(
+    config: PretrainConfig, settings: DeepSpeedSettings, words: int, rank: Rank, timed: bool = False
+) -> dict[str, Any]:
+    """Predicted and measured, of this rank; all ranks call it together. `timed`: the seconds of a step, too."""
     clips = settings.micro_batch
     step = count_step(config, clips, words, settings.dtype)
     predicted = memory(step, settings, rank.world_size)
@@ -63,16 +65,17 @@ def check(config: PretrainConfig, settings: DeepSpeedSettings, words: int, rank:
     measured = peak_memory(one_step, engine.device, living(engine.device))
     with sdpa_kernel(SDPBackend.MATH):  # attention as plain products, which torch's counter knows on every device
         flops = count_flops(one_step)
-    rate, copying = matmul_peak(DTYPES[settings.dtype], engine.device), copy_rate(engine.device)
     on_this_memory = predicted.peak + (predicted.host if engine.device.type == "cpu" else 0)
-    return {
+    found: dict[str, Any] = {
         "memory": {"predicted": on_this_memory, "measured": measured},
         "flops": {"predicted": step.work.total_flops, "measured": flops},
-        "seconds": {"predicted": step.work.seconds(rate, copying), "measured": seconds},
         "parts_gib": predicted.gib(),
-        "matmul_flops_per_s": rate,
-        "copied_bytes_per_s": copying,
     }
+    if timed:
+        rate, copying = matmul_peak(DTYPES[settings.dtype], engine.device), copy_rate(engine.device)
+        found["seconds"] = {"predicted": step.work.seconds(rate, copying), "measured": seconds}
+        found |= {"matmul_flops_per_s": rate, "copied_bytes_per_s": copying}
+    return found
 
 
 def living(device: torch.device) -> list[Tensor]:
@@ -102,6 +105,8 @@ def table(found: dict[str, Any]) -> str:
     rows = [("memory, MiB", "memory", MIB), ("operations, GFLOP", "flops", 1e9), ("seconds a step", "seconds", 1.0)]
     lines = ["| | predicted | measured | predicted / measured |", "|---|---|---|---|"]
     for name, key, unit in rows:
+        if key not in found:
+            continue
         predicted, measured = found[key]["predicted"], found[key]["measured"]
         lines.append(f"| {name} | {predicted / unit:.4g} | {measured / unit:.4g} | {predicted / measured:.3f} |")
     return "\n".join(lines)
@@ -113,6 +118,7 @@ def main(arguments: list[str]) -> None:
         parser = bench_parser(
             arguments, __doc__ or "", "%(prog)s --deepspeed_config FILE [--preset NAME] [--words L] [--FIELD VALUE ...]"
         )
+        parser.add_argument("--time", action="store_true", help="also the seconds of a step, from rates measured here")
         parser.add_argument("--local_rank", type=int, default=-1, help="set by the launcher")
         config, options = parsed(parser, arguments)
         rank = find_rank()
@@ -121,7 +127,7 @@ def main(arguments: list[str]) -> None:
     except (BenchError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     connect(rank, TIMEOUT)
-    found = check(config, settings, options.words, rank)
+    found = check(config, settings, options.words, rank, options.time)
     if rank.is_main:
         report = {"bench": "plan.check", **place(torch.device("cpu")), "deepspeed_config": options.deepspeed_config}
         report |= {"ranks": rank.world_size, "clips": settings.micro_batch, "words": options.words, **found}

@@ -49,7 +49,12 @@ class Memory:
     @property
     def peak(self) -> int:
         """The most at a time: in the backward pass, or in the update where the micro batch is small."""
-        return max(self.backward, self._states + self.update)
+        return max(self.backward, self.peak_of_update)
+
+    @property
+    def peak_of_update(self) -> int:
+        """In the update."""
+        return self._states + self.update
 
     @property
     def _states(self) -> int:
