@@ -22,10 +22,11 @@ def peak_memory(run: Callable[[], object], device: torch.device, held: Iterable[
         held: The tensors that live before: weights, optimizer states, batch (and gradients, if there are any).
     """
     if device.type == "cuda":
+        others = torch.cuda.memory_allocated(device) - held_bytes(held := list(held))
         torch.cuda.reset_peak_memory_stats(device)
         run()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device) - others
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         run()
     live = peak = held_bytes(held)

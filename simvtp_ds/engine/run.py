@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import torch
 
-from simvtp_ds.config import PretrainConfig
+from simvtp_ds.config import ComputeConfig, PretrainConfig
 from simvtp_ds.config_files import save_config
 from simvtp_ds.data.backend import choose_backend
 from simvtp_ds.data.examples import Examples
@@ -32,7 +32,7 @@ from simvtp_ds.engine.resume import check_inputs, find_start
 from simvtp_ds.engine.schedule import Schedule
 from simvtp_ds.engine.train import Trainer, start_engine
 from simvtp_ds.finetune_config import FinetuneConfig
-from simvtp_ds.model.blocks import use_fast_norm_if_available
+from simvtp_ds.model.blocks import compile_blocks, recompute_blocks, use_fast_norm_if_available
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,16 @@ def lock_run(run: Path) -> IO[str]:
     except OSError as error:
         raise TrainingError(f"run.dir {run} cannot be written: {error}") from error
     return lock
+
+
+def apply(compute: ComputeConfig, task: torch.nn.Module) -> None:
+    """Set `task` up to compute that way."""
+    if compute.tf32:
+        torch.set_float32_matmul_precision("high")  # concerns GPUs that have TF32, and no others
+    if compute.recompute:
+        recompute_blocks(task)
+    if compute.compile:
+        compile_blocks(task)
 
 
 def source_commit() -> str | None:
@@ -186,6 +196,7 @@ def train(job: Job, rank: Rank, resume: str) -> str:
     torch.manual_seed(config.seed)
     use_fast_norm_if_available()
     task, groups = job.build()
+    apply(job.config.compute, task)
     parameters = sum(p.numel() for p in task.parameters())
     engine = start_engine(task, groups, settings)
     loader = Loader(

@@ -111,7 +111,7 @@ def test_pretraining_step_keeps_to_one_device_and_its_dtypes(dtype: torch.dtype,
         module.register_forward_hook(note)
     with FakeTensorMode(), OneDtype() as check:
         losses = functional_call(task, fake_state(task, dtype), (fake_batch(),))
-    assert check.checked > 50
+    assert check.checked > 30
     assert seen == {"dtype": {dtype}, "device": {"cuda"}}
     for loss in losses:
         assert (loss.device.type, loss.dtype, tuple(loss.shape)) == ("cuda", torch.float32, ())
