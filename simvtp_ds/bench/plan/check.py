@@ -30,6 +30,7 @@ from simvtp_ds.bench.timing import place
 from simvtp_ds.config import PretrainConfig
 from simvtp_ds.ds_settings import DeepSpeedSettings, check_accelerator, load_settings
 from simvtp_ds.engine.ranks import Rank, connect, find_rank
+from simvtp_ds.engine.run import apply
 from simvtp_ds.engine.train import start_engine
 from simvtp_ds.model.blocks import use_fast_norm_if_available
 from simvtp_ds.model.params import parameter_groups
@@ -49,6 +50,7 @@ def check(
     torch.manual_seed(0)
     use_fast_norm_if_available()
     task = build_task(config)
+    apply(config.compute, task)
     batch = noise_batch(config, clips, words, seed=rank.rank)
     engine = start_engine(task, parameter_groups(task, settings.weight_decay), settings)
     batch = to_device(batch, engine.device)

@@ -12,7 +12,7 @@ class Gpu:
     Attributes:
         name: For people.
         memory_gib: That a program can use, about.
-        flops: {dtype: operations a second} of the data sheet, dense.
+        flops: {dtype: operations a second} of the data sheet, dense; "tf32" for fp32 with compute.tf32.
         reached: Share of it that large products reach.
         bandwidth: Bytes a second of its memory, data sheet.
         link: Bytes a second to and from (each way) the other GPUs of its machine.
@@ -54,7 +54,7 @@ GPUS = {
     "a100": Gpu(
         name="A100 SXM 80 GB (DGX A100)",
         memory_gib=79.1,
-        flops={"bf16": 312e12, "fp16": 312e12, "fp32": 156e12},
+        flops={"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12, "tf32": 156e12},
         reached=0.86,
         bandwidth=2039e9,
         link=300e9,
@@ -62,13 +62,13 @@ GPUS = {
         engines=5,
         engine_fps=783,
         cores=16,
-        sources="NVIDIA's A100 data sheets (NVLink 3: 300 GB/s each way; 8 x 200 Gb/s; 2 x 64 cores; fp32 is "
-        "TF32); 267.9 of 312 TFLOPS reached: S. Bekman, ml-engineering, Maximum Achievable Matmul FLOPS",
+        sources="NVIDIA's A100 data sheets (NVLink 3: 300 GB/s each way; 8 x 200 Gb/s; 2 x 64 cores); "
+        "267.9 of 312 TFLOPS reached: S. Bekman, ml-engineering, Maximum Achievable Matmul FLOPS",
     ),
     "h100": Gpu(
         name="H100 SXM 80 GB (DGX H100)",
         memory_gib=79.1,
-        flops={"bf16": 989e12, "fp16": 989e12, "fp32": 494e12},
+        flops={"bf16": 989e12, "fp16": 989e12, "fp32": 67e12, "tf32": 494e12},
         reached=0.80,
         bandwidth=3350e9,
         link=450e9,
@@ -76,8 +76,8 @@ GPUS = {
         engines=7,
         engine_fps=783,
         cores=14,
-        sources="NVIDIA's H100 data sheets (NVLink 4: 450 GB/s each way; 8 x 400 Gb/s; 2 x 56 cores; fp32 is "
-        "TF32); 792.1 of 989 TFLOPS reached: S. Bekman, ml-engineering, Maximum Achievable Matmul FLOPS",
+        sources="NVIDIA's H100 data sheets (NVLink 4: 450 GB/s each way; 8 x 400 Gb/s; 2 x 56 cores); "
+        "792.1 of 989 TFLOPS reached: S. Bekman, ml-engineering, Maximum Achievable Matmul FLOPS",
     ),
 }
 

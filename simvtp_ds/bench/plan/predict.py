@@ -127,7 +127,8 @@ def predict(
     gpu, micros = machine.gpu, settings.accumulation
     taken = memory(longest, settings, cluster.ranks)
     bandwidth = gpu.bandwidth * BANDWIDTH_REACHED
-    device = micros * typical.work.seconds(gpu.flops[settings.dtype] * gpu.reached, bandwidth)
+    kind = "tf32" if settings.dtype == "fp32" and config.compute.tf32 and "tf32" in gpu.flops else settings.dtype
+    device = micros * typical.work.seconds(gpu.flops[kind] * gpu.reached, bandwidth)
     launching = micros * len(typical.work.flops) * LAUNCH_SECONDS
     shards = cluster.ranks if settings.zero_stage else 1
     update = ADAM_BYTES * typical.parameters / shards / bandwidth

@@ -202,7 +202,7 @@ def _sources(gpu: Gpu) -> str:
             "not validated, no GPU has run it: everything else. It rests on",
             f"- {gpu.sources}",
             f"- assumptions: {BANDWIDTH_REACHED:.0%} of the memory's and {LINK_REACHED:.0%} of the links' bandwidth is "
-            f"reached; PyTorch starts an operation in {1e6 * LAUNCH_SECONDS:.0f} us (torch.compile needs fewer operations); "
+            f"reached; PyTorch starts an operation in {1e6 * LAUNCH_SECONDS:.0f} us (fewer with torch.compile); "
             f"{RESERVED_GIB:g} GiB for CUDA and NCCL; messages behind the backward pass cost it nothing",
             "- NVDEC: NVIDIA's rates for 1080p H.264 (Video Codec SDK, NVDEC application note), scaled by pixels, "
             "with all engines busy; a clip is decoded from the key frame before it",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from simvtp_ds.bench.inputs import build_task, noise_batch
 from simvtp_ds.config import PretrainConfig
 from simvtp_ds.ds_settings import Dtype
+from simvtp_ds.engine.run import apply
 from simvtp_ds.types import Batch
 
 # Training in fp16 is counted in bf16: the sizes are the same, and fewer CPU operators lack it.
@@ -136,7 +137,7 @@ def count_step(config: PretrainConfig, clips: int, words: int, dtype: Dtype) -> 
     """One micro batch, forward and backward.
 
     Args:
-        config: Sizes, masks, objectives.
+        config: Sizes, masks, objectives, recomputation; what compiling would save is not counted.
         clips: Micro batch (B), views of clips.
         words: Tokens of the longest caption (L).
         dtype: Of weights and activations.
@@ -149,6 +150,7 @@ def count_step(config: PretrainConfig, clips: int, words: int, dtype: Dtype) -> 
             task = build_task(config)
         finally:
             torch.set_default_dtype(default)
+        apply(replace(config.compute, compile=False), task)
         batch = Batch(*(fake.from_tensor(tensor) for tensor in real))
         for parameter in task.parameters():
             parameter.register_post_accumulate_grad_hook(lambda done: _hand_over(ledger, done))
