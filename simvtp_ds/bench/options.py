@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ WORDS = 20  # tokens of WebVid's captions, about
 
 
 def bench_parser(arguments: list[str], description: str, usage: str) -> ArgumentParser:
-    """Every field of pre-training as an option, --preset, --deepspeed_config and --words; to be added to.
+    """Every field of pre-training as an option, --preset and --deepspeed_config; to be added to.
 
     Raises:
         ValueError: there is no such preset.
@@ -28,8 +29,22 @@ def bench_parser(arguments: list[str], description: str, usage: str) -> Argument
     parser.usage = usage
     parser.add_argument("--preset", default=preset, help="defaults of all fields: a file of simvtp_ds/presets")
     parser.add_argument("--deepspeed_config", default="", help="DeepSpeed JSON, such as ds_configs/zero2_bf16.json")
-    parser.add_argument("--words", type=int, default=WORDS, help="tokens of the longest caption of a micro batch")
     return parser
+
+
+def add_words(parser: ArgumentParser) -> None:
+    """An option for the length of captions."""
+    parser.add_argument("--words", type=int, default=WORDS, help="tokens of the longest caption of a micro batch")
+
+
+def training_fields(arguments: list[str], own: Iterable[str]) -> list[str]:
+    """The arguments that are launch/pretrain.py's too: all but --deepspeed_config and a bench's `own` options."""
+    from argparse import ArgumentParser as Plain
+
+    rest = Plain(add_help=False, allow_abbrev=False)
+    for name in ("deepspeed_config", *own):
+        rest.add_argument(f"--{name}")
+    return rest.parse_known_args(arguments)[1]
 
 
 def parsed(parser: ArgumentParser, arguments: list[str]) -> tuple[PretrainConfig, Any]:
@@ -42,10 +57,10 @@ def parsed(parser: ArgumentParser, arguments: list[str]) -> tuple[PretrainConfig
     config = instantiate(parser, options, PretrainConfig)
     if not options.deepspeed_config:
         raise BenchError("--deepspeed_config is missing: name a DeepSpeed JSON, such as ds_configs/zero2_bf16.json")
-    if not 3 <= options.words <= config.data.max_words:
+    words = getattr(options, "words", WORDS)
+    if hasattr(options, "words") and not 3 <= words <= config.data.max_words:
         raise BenchError(
-            f"--words is {options.words}; give 3 ([CLS], a word, [SEP]) to data.max_words, "
-            f"which is {config.data.max_words}"
+            f"--words is {words}; give 3 ([CLS], a word, [SEP]) to data.max_words, which is {config.data.max_words}"
         )
     return config, options
 

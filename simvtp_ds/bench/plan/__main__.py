@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from simvtp_ds.bench.cases import BenchError
-from simvtp_ds.bench.options import bench_parser, parsed, read_hostfile
+from simvtp_ds.bench.options import add_words, bench_parser, parsed, read_hostfile
 from simvtp_ds.bench.plan.hardware import FILES, GPUS
 
 USAGE = "%(prog)s --hostfile FILE --deepspeed_config FILE --gpu NAME [--preset NAME] [--FIELD VALUE ...]"
@@ -27,6 +27,7 @@ def plan(arguments: list[str]) -> dict[str, Any]:
         BenchError, ValueError: An option, the hostfile or the JSON cannot be used.
     """
     parser = bench_parser(arguments, __doc__ or "", USAGE)
+    add_words(parser)
     parser.add_argument("--hostfile", default="", help="the machines, such as hostfiles/8node")
     parser.add_argument("--gpu", default="", help=f"of the machines: {', '.join(GPUS)}")
     parser.add_argument("--files", default="gop250", help=f"what the videos are like: {', '.join(FILES)}")

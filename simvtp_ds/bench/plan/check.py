@@ -23,7 +23,7 @@ from simvtp_ds.bench.cases import BenchError
 from simvtp_ds.bench.flops import count_flops, matmul_peak
 from simvtp_ds.bench.inputs import build_task, noise_batch
 from simvtp_ds.bench.memory import peak_memory
-from simvtp_ds.bench.options import bench_parser, parsed
+from simvtp_ds.bench.options import add_words, bench_parser, parsed
 from simvtp_ds.bench.plan.memory import memory
 from simvtp_ds.bench.plan.step import DTYPES, count_step
 from simvtp_ds.bench.timing import place
@@ -120,6 +120,7 @@ def main(arguments: list[str]) -> None:
         parser = bench_parser(
             arguments, __doc__ or "", "%(prog)s --deepspeed_config FILE [--preset NAME] [--words L] [--FIELD VALUE ...]"
         )
+        add_words(parser)
         parser.add_argument("--time", action="store_true", help="also the seconds of a step, from rates measured here")
         parser.add_argument("--local_rank", type=int, default=-1, help="set by the launcher")
         config, options = parsed(parser, arguments)
