@@ -187,8 +187,9 @@ def run(arguments: list[str]) -> dict[str, Any]:
     from simvtp_ds.data.backend import choose_backend
     from simvtp_ds.ds_settings import check_accelerator, load_settings
 
-    on_cpu = get_accelerator().device_name() == "cpu"
-    ranks = options.ranks or (1 if on_cpu else get_accelerator().device_count())
+    accelerator: Any = get_accelerator()
+    on_cpu = accelerator.device_name() == "cpu"
+    ranks = options.ranks or (1 if on_cpu else accelerator.device_count())
     settings = load_settings(options.deepspeed_config, ranks)
     check_accelerator(settings)
     unit = config.data.views

@@ -155,7 +155,9 @@ def run(arguments: list[str]) -> dict[str, Any]:
     from simvtp_ds.bench.timing import place
     from simvtp_ds.ds_settings import check_accelerator, load_settings
 
-    hosts = list(read_hostfile(options.hostfile).values()) if options.hostfile else [options.ranks or _accelerators()]
+    accelerator: Any = get_accelerator()
+    alone = [options.ranks or max(1, accelerator.device_count())]
+    hosts = list(read_hostfile(options.hostfile).values()) if options.hostfile else alone
     if len(set(hosts)) > 1:
         raise BenchError(f"--hostfile {options.hostfile}: its hosts have different slots ({hosts}); give them the same")
     if options.ranks < 0 or (options.ranks and options.hostfile):
@@ -176,19 +178,13 @@ def run(arguments: list[str]) -> dict[str, Any]:
             rows = measure(counts, options.hostfile, settings.raw, fields, options, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        device = torch.device(get_accelerator().device_name())
+        device = torch.device(accelerator.device_name())
         report = {"bench": "scaling", **place(device), "hostfile": options.hostfile}
         report |= {"deepspeed_config": options.deepspeed_config, "preset": options.preset, "warmup": WARMUP}
         report |= {"rounds": options.rounds, "rows": with_efficiency(rows)}
         temporary.write_text(json.dumps(report) + "\n")
     plot(report, options.out / "scaling.png")
     return report
-
-
-def _accelerators() -> int:
-    from deepspeed.accelerator import get_accelerator
-
-    return max(1, get_accelerator().device_count())
 
 
 def main() -> None:

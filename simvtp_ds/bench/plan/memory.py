@@ -108,7 +108,9 @@ def memory(step: Step, settings: DeepSpeedSettings, ranks: int) -> Memory:
     if offloaded:
         host += master + moments + 4 * shard  # gradients wait there in float32
         master = moments = update = 0
-        buckets += step.largest * width  # a gradient on its way
+        if stage < 3:  # a gradient on its way has a buffer at both ends
+            buckets += step.largest * width
+            host += step.largest * width
     elif stage == 3:
         gradients = shard * width
     return Memory(weights, master, moments, gradients, buckets, activations, batch, update, host)
