@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from simvtp_ds.bench.inputs import build_task, noise_batch
+from simvtp_ds.bench.timing import clock
 from simvtp_ds.config import PretrainConfig
 from simvtp_ds.types import Batch
 
@@ -53,9 +53,7 @@ def _rates(side: int, dtype: torch.dtype, device: torch.device, runs: int) -> It
     one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(one)
     for run in range(runs + 1):
-        started = time.perf_counter()
+        started = clock(device)
         torch.mm(one, other, out=product)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
         if run:  # the first warms up
-            yield 2 * side**3 / (time.perf_counter() - started)
+            yield 2 * side**3 / (clock(device) - started)

@@ -78,6 +78,7 @@ def _describe(step: Step, took: Sequence[Took], flops: int | None, peak: float) 
     seconds = spread([run.seconds for run in took])
     return {
         "seconds": seconds,
+        "wall_seconds": spread([run.wall for run in took]),
         **{part: spread([getattr(run, part) for run in took]) for part in ("forward", "backward", "optimizer")},
         "loss": took[0].loss,
         "peak_bytes": step.peak(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +42,18 @@ def take_turns(
                 found[name].append(result)
     told(warmup + runs, warmup + runs)
     return found
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, when `device` has done what it was given.
+
+    On a CPU they are processor seconds over threads. On an idle machine that is the time on the wall; on a busy one,
+    with one thread, it leaves out the time that the processor was with others.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time() / torch.get_num_threads()
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

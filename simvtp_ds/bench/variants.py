@@ -18,6 +18,7 @@ from simvtp_ds.bench.flops import count_flops, on_meta
 from simvtp_ds.bench.inputs import build_task
 from simvtp_ds.bench.memory import peak_memory
 from simvtp_ds.bench.released import ReleasedTask, one_by_one
+from simvtp_ds.bench.timing import clock
 from simvtp_ds.config import PretrainConfig
 from simvtp_ds.data.augment import PIXEL_MEAN, PIXEL_STD
 from simvtp_ds.model.blocks import compile_blocks, recompute_blocks
@@ -28,11 +29,12 @@ OURS, BASELINES, ALSO = "ours", ("released", "hf-videomae"), ("one-by-one", "rec
 
 
 class Took(NamedTuple):
-    """Seconds of the parts of a step, and its loss."""
+    """Seconds of the parts of a step by `timing.clock`, those on the wall of all of it, and its loss."""
 
     forward: float
     backward: float
     optimizer: float
+    wall: float
     loss: float
 
     @property
@@ -57,14 +59,16 @@ class Step:
 
     def __call__(self) -> Took:
         """One step."""
-        marks = [self._now()]
+        started = time.perf_counter()
+        marks = [clock(self.device)]
         loss = self.module(self.batch).total
-        marks.append(self._now())
+        marks.append(clock(self.device))
         loss.backward()
-        marks.append(self._now())
+        marks.append(clock(self.device))
         self._update()
-        marks.append(self._now())
-        return Took(*(end - start for start, end in pairwise(marks)), loss.item())
+        marks.append(clock(self.device))
+        forward, backward, optimizer = (end - start for start, end in pairwise(marks))
+        return Took(forward, backward, optimizer, time.perf_counter() - started, loss.item())
 
     def peak(self) -> int:
         """Most bytes in use at a time, weights and optimizer states included; after a first step."""
@@ -82,11 +86,6 @@ class Step:
             with torch.no_grad():
                 for master, weight in zip(self.masters, self.weights, strict=True):
                     weight.copy_(master)
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
 
 class Rebuilt(NamedTuple):
