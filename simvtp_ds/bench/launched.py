@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simvtp_ds.bench.cases import BenchError
-from simvtp_ds.data.prepare import prepare
-from simvtp_ds.data.render import render_corpus
-from simvtp_ds.progress import OnProgress
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = 40  # lines of a failed launch that its error shows
@@ -123,11 +120,3 @@ def train_steps(
         raise BenchError(f"training on {ranks.total} ranks ended with {ended.code}:\n{tail}")
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
-
-
-def rendered_corpus(folder: Path, clips: int, told: OnProgress) -> Path:
-    """`clips` drawn and captioned videos, prepared for training: the folder of their manifest."""
-    workers = len(os.sched_getaffinity(0))
-    render_corpus(folder / "videos", clips, 0, 0, workers, told)
-    prepare(folder / "videos" / "train.json", folder / "train", vocab_size=1000)
-    return folder / "train"

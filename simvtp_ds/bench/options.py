@@ -34,7 +34,7 @@ def bench_parser(arguments: list[str], description: str, usage: str) -> Argument
 
 def add_words(parser: ArgumentParser) -> None:
     """An option for the length of captions."""
-    parser.add_argument("--words", type=int, default=WORDS, help="tokens of the longest caption of a micro batch")
+    parser.add_argument("--words", type=int, default=0, help=f"of the longest caption of a micro batch; 0: {WORDS}")
 
 
 def training_fields(arguments: list[str], own: Iterable[str]) -> list[str]:
@@ -57,11 +57,13 @@ def parsed(parser: ArgumentParser, arguments: list[str]) -> tuple[PretrainConfig
     config = instantiate(parser, options, PretrainConfig)
     if not options.deepspeed_config:
         raise BenchError("--deepspeed_config is missing: name a DeepSpeed JSON, such as ds_configs/zero2_bf16.json")
-    words = getattr(options, "words", WORDS)
-    if hasattr(options, "words") and not 3 <= words <= config.data.max_words:
-        raise BenchError(
-            f"--words is {words}; give 3 ([CLS], a word, [SEP]) to data.max_words, which is {config.data.max_words}"
-        )
+    if hasattr(options, "words"):
+        longest = config.data.max_words
+        options.words = options.words or min(WORDS, longest)
+        if not 3 <= options.words <= longest:
+            raise BenchError(
+                f"--words is {options.words}; give 3 ([CLS], a word, [SEP]) to data.max_words, which is {longest}"
+            )
     return config, options
 
 

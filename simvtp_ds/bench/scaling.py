@@ -5,8 +5,8 @@
 
 Weak: every rank has the micro batch of the JSON, so a step grows with the ranks. Strong: a step has the clips that one
 rank has in the JSON, shared by all. Real runs of launch/pretrain.py, data included; rounds take turns. Without
---data.manifest it draws clips of its own. Every field of pre-training is an option. Prints a table, writes scaling.json
-and scaling.png into DIR, ends in one JSON line.
+--data.manifest it renders videos of its own. Every field of pre-training is an option. Prints a table, writes
+scaling.json and scaling.png into DIR, ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -16,18 +16,23 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from simvtp_ds.bench.cases import BenchError
-from simvtp_ds.bench.launched import Ranks, rendered_corpus, train_steps
-from simvtp_ds.bench.options import bench_parser, parsed, read_hostfile, training_fields
+from simvtp_ds.bench.inputs import VOCABULARY
+from simvtp_ds.bench.launched import Ranks, train_steps
+from simvtp_ds.bench.options import WORDS, bench_parser, parsed, read_hostfile, training_fields
+from simvtp_ds.bench.rendered import rendered_corpus
 from simvtp_ds.data.manifest import ManifestError
 from simvtp_ds.files import replacing
 from simvtp_ds.progress import progress
 
 USAGE = "%(prog)s --deepspeed_config FILE [--hostfile FILE | --ranks N] [--preset NAME] [--FIELD VALUE ...]"
+FRAMES = 90  # of a rendered video
 WARMUP = 3  # steps of a run that do not count
 OWN = ("hostfile", "ranks", "steps", "rounds", "timeout", "out")  # options that are not launch/pretrain.py's
 LEAST = 2  # clips of a micro batch: matching needs another one
@@ -166,18 +171,19 @@ def run(arguments: list[str]) -> dict[str, Any]:
     check_accelerator(settings)
     counts = rank_counts(hosts)
     options.out.mkdir(parents=True, exist_ok=True)
-    folder = options.out / "scaling"
-    with replacing(options.out / "scaling.json") as temporary:
+    with replacing(options.out / "scaling.json") as temporary, ExitStack() as stack:
         temporary.touch()  # what cannot be written is found now, not in minutes
+        # Beside the report, because all hosts must see it.
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="scaling-", dir=options.out)))
         fields = training_fields(arguments, OWN)
         if not (config.data.manifest or config.data.mixture):
-            clips = settings.global_batch(counts[-1].total)
-            with progress("drawing", "clips") as told:
-                fields += ["--data.manifest", str(rendered_corpus(folder / "corpus", max(64, clips), told).resolve())]
-        try:
-            rows = measure(counts, options.hostfile, settings.raw, fields, options, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            clips, words = settings.global_batch(counts[-1].total), min(WORDS, config.data.max_words)
+            corpus = folder / "corpus"
+            corpus.mkdir()
+            with progress("rendering", "videos") as told:
+                manifest = rendered_corpus(corpus, clips, FRAMES, words, VOCABULARY, told)
+            fields += ["--data.manifest", str(manifest.resolve())]
+        rows = measure(counts, options.hostfile, settings.raw, fields, options, folder)
         device = torch.device(accelerator.device_name())
         report = {"bench": "scaling", **place(device), "hostfile": options.hostfile}
         report |= {"deepspeed_config": options.deepspeed_config, "preset": options.preset, "warmup": WARMUP}
