@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from simvtp_ds.bench.cases import BenchError
+from simvtp_ds.bench.cases import BenchError, report_or_error
 from simvtp_ds.bench.engine_time import StepTime, TimedTrainer
 from simvtp_ds.bench.inputs import VOCABULARY, noise_batch
 from simvtp_ds.bench.rendered import rendered_corpus
@@ -144,12 +144,9 @@ def run(options: argparse.Namespace) -> dict:
 
 def main() -> None:
     """Reads the command line, prints the table and the JSON line."""
-    try:
-        report = run(parser().parse_args())
-    except (BenchError, ValueError, TrainingError, DataError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(table(report))
-    print(json.dumps(report))
+    report_or_error(
+        lambda: run(parser().parse_args()), table, BenchError, ValueError, TrainingError, DataError, OSError
+    )
 
 
 if __name__ == "__main__":
