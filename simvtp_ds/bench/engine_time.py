@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
+from simvtp_ds.bench.timing import clock
 from simvtp_ds.bench.variants import Step
 from simvtp_ds.engine.train import Trainer
 from simvtp_ds.types import AnyLosses
@@ -18,13 +17,19 @@ ENGINE_PARTS = ("forward", "backward", "step")
 
 @dataclass
 class StepTime:
-    """Seconds of one step of the trainer; `bare` is that of the same step without DeepSpeed, 0 where there was none."""
+    """Seconds on the wall of one step of the trainer and of its parts.
+
+    Attributes:
+        busy: Seconds by `timing.clock` that are no wait for data: what `bare` compares with.
+        bare: The same of this step without DeepSpeed, 0 where none was made.
+    """
 
     total: float = 0.0
     data_wait: float = 0.0
     forward: float = 0.0
     backward: float = 0.0
     step: float = 0.0  # gradients over ranks, optimizer, weights back
+    busy: float = 0.0
     bare: float = 0.0
 
     @property
@@ -50,13 +55,14 @@ class TimedTrainer(Trainer):
     _bare: Step = field(init=False)
     _now: StepTime = field(init=False, default_factory=StepTime)
     _resumed: float = field(init=False, default=0.0)
+    _resumed_busy: float = field(init=False, default=0.0)
 
     def train(self) -> str:
         """The same loop."""
         self._bare = self.bare()
         for part in ENGINE_PARTS:
             setattr(self.engine, part, self._timed(part, getattr(self.engine, part)))
-        self._resumed = self._clock()
+        self._resume()
         return super().train()
 
     def train_step(self, step: int, batches: Iterator[Any]) -> list[AnyLosses]:
@@ -73,27 +79,31 @@ class TimedTrainer(Trainer):
 
     def after_step(self, done: int) -> None:
         """The step is done and logged: note its time, and make the bare step."""
-        ended = self._clock()
-        self._now.total = ended - self._resumed
+        self._now.busy = clock(self.engine.device) - self._resumed_busy
+        self._now.total = time.perf_counter() - self._resumed
+        if self.engine.device.type == "cuda":  # a wait is not seen by the clock of a CPU
+            self._now.busy -= self._now.data_wait
         if len(self.times) >= self.alone:
-            self._now.bare = self._bare().wall
+            self._now.bare = self._bare().seconds
         self.times.append(self._now)
         self._now = StepTime()
-        self._resumed = self._clock()
+        self._resume()
 
     def save(self, step: int) -> None:
         """Nothing is kept."""
 
+    def _resume(self) -> None:
+        self._resumed_busy, self._resumed = clock(self.engine.device), time.perf_counter()
+
     def _timed(self, part: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **options: Any) -> Any:
-            started = self._clock()
+            started = self._wall()
             result = method(*args, **options)
-            setattr(self._now, part, getattr(self._now, part) + self._clock() - started)
+            setattr(self._now, part, getattr(self._now, part) + self._wall() - started)
             return result
 
         return run
 
-    def _clock(self) -> float:
-        if self.engine.device.type == "cuda":
-            torch.cuda.synchronize(self.engine.device)
+    def _wall(self) -> float:
+        clock(self.engine.device)  # waits for a GPU
         return time.perf_counter()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from simvtp_ds.bench.cases import BenchError
+from simvtp_ds.bench.cases import BenchError, report_or_error
 from simvtp_ds.bench.flops import matmul_peak
 from simvtp_ds.bench.inputs import noise_batch
 from simvtp_ds.bench.step_chart import plot, table
@@ -138,12 +138,7 @@ def run(options: argparse.Namespace) -> dict:
 
 def main() -> None:
     """Reads the command line, prints the table and the JSON line."""
-    try:
-        report = run(parser().parse_args())
-    except (BenchError, ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(table(report))
-    print(json.dumps(report))
+    report_or_error(lambda: run(parser().parse_args()), table, BenchError, ValueError, OSError)
 
 
 if __name__ == "__main__":

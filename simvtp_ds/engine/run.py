@@ -22,6 +22,7 @@ from simvtp_ds.data.loader import Loader
 from simvtp_ds.data.manifest import Manifest
 from simvtp_ds.data.mixture import Mixture
 from simvtp_ds.data.text import Tokenizer
+from simvtp_ds.data_config import require
 from simvtp_ds.ds_settings import DeepSpeedSettings
 from simvtp_ds.engine import checkpoint
 from simvtp_ds.engine.ema import Ema
@@ -65,6 +66,11 @@ class Job:
 
     def __post_init__(self) -> None:
         choose_backend(self.config.data)  # ValueError where it is not there
+        require(
+            not (self.config.compute.compile and self.settings.zero_stage == 3),
+            f"compute.compile is on and {self.settings.path} has ZeRO stage 3, whose gathering of weights inside a "
+            "compiled block was never tried: switch it off, or take stage 2",
+        )
 
 
 def open_manifest(folder: str, root: str) -> Manifest:

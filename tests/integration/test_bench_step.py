@@ -37,9 +37,9 @@ def test_the_bench_of_the_step_compares_variants_that_have_the_same_loss(tmp_pat
     for name in ("one-by-one", "recompute", "released"):
         assert found[f"{name} fp32"]["loss"] == pytest.approx(found["ours fp32"]["loss"], rel=1e-5), name
     ours, released = found["ours fp32"], found["released fp32"]
-    # Both are counted and not timed, so that they may be asserted.
+    # Counted, not timed: so they may be asserted. The peak of so small a model lies outside the blocks.
     assert released["model_flops"] > 1.2 * ours["model_flops"]
-    assert released["peak_bytes"] > found["ours fp32"]["peak_bytes"] > found["recompute fp32"]["peak_bytes"]
+    assert released["peak_bytes"] > ours["peak_bytes"] >= found["recompute fp32"]["peak_bytes"]
     assert report["matmul_peak"]["fp32"] > 0 and ours["share_of_peak"] > 0
 
 

@@ -6,8 +6,9 @@ import torch
 from tiny import tiny_batch, tiny_model
 from torch.fx import GraphModule
 
-from simvtp_ds.config import ObjectiveConfig
-from simvtp_ds.model.blocks import compile_blocks
+from simvtp_ds.config import ComputeConfig, ObjectiveConfig
+from simvtp_ds.engine.run import apply
+from simvtp_ds.model.blocks import Blocks, compile_blocks
 from simvtp_ds.objectives.pretrain import PretrainTask
 
 
@@ -42,3 +43,25 @@ def test_a_stack_of_blocks_is_compiled_once_and_lengths_of_captions_once_more() 
     for (name, one), other in zip(ours.named_parameters(), plain.parameters(), strict=True):
         assert one.grad is not None and other.grad is not None
         assert (one.grad - other.grad).norm() <= 1e-5 * other.grad.norm(), name
+
+
+def test_the_configuration_decides_how_a_step_is_computed() -> None:
+    for compute in (ComputeConfig(), ComputeConfig(compile=True), ComputeConfig(recompute=True)):
+        task = PretrainTask(tiny_model(), ObjectiveConfig())
+        apply(compute, task)
+        stacks = [module for module in task.modules() if isinstance(module, Blocks)]
+        layers = [layer for stack in stacks for layer in stack.layers]
+        assert len(stacks) == 2 and len(layers) == 3
+        assert [stack.recompute for stack in stacks] == [compute.recompute] * 2
+        assert [layer._compiled_call_impl is not None for layer in layers] == [compute.compile] * 3
+
+
+def test_tf32_is_switched_on_where_it_is_asked_for_and_only_there() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        apply(ComputeConfig(), torch.nn.Identity())
+        assert torch.get_float32_matmul_precision() == before == "highest"
+        apply(ComputeConfig(tf32=True), torch.nn.Identity())
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
