@@ -47,6 +47,7 @@ def check(
     clips = settings.micro_batch
     step = count_step(config, clips, words, settings.dtype)
     predicted = memory(step, settings, rank.world_size)
+    earlier = {tensor.untyped_storage().data_ptr() for tensor in living()}  # of an engine before this one
     torch.manual_seed(0)
     use_fast_norm_if_available()
     task = build_task(config)
@@ -64,7 +65,8 @@ def check(
     started = time.perf_counter()
     one_step()
     seconds = time.perf_counter() - started
-    measured = peak_memory(one_step, engine.device, living(engine.device))
+    held = [tensor for tensor in living() if tensor.untyped_storage().data_ptr() not in earlier]
+    measured = peak_memory(one_step, engine.device, held)
     with sdpa_kernel(SDPBackend.MATH):  # attention as plain products, which torch's counter knows on every device
         flops = count_flops(one_step)
     on_this_memory = predicted.peak + (predicted.host if engine.device.type == "cpu" else 0)
@@ -80,11 +82,12 @@ def check(
     return found
 
 
-def living(device: torch.device) -> list[Tensor]:
-    """The tensors on a device that Python knows of."""
+def living() -> list[Tensor]:
+    """The tensors with memory that Python knows of."""
+    gc.collect()
     found = []
     for thing in gc.get_objects():
-        if isinstance(thing, Tensor) and thing.device == device:
+        if isinstance(thing, Tensor) and thing.device.type != "meta":
             found.append(thing)
     return found
 

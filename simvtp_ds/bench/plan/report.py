@@ -58,7 +58,8 @@ def build_report(
         gpu = replace(gpu, network=options.network_gbps * 1e9 / 8)
     micro, dtype = settings.micro_batch, settings.dtype
     typical = count_step(config, micro, options.words, dtype)
-    longest = count_step(config, micro, config.data.max_words, dtype)
+    most = config.data.max_words
+    longest = typical if options.words == most else count_step(config, micro, most, dtype)
     forward, flops = step_flops(config, micro, options.words)
     machine = Machine(gpu, files, options.cores or gpu.cores, gpu.memory_gib)
     per_node = next(iter(hosts.values()))
