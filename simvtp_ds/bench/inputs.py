@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from simvtp_ds.config import PretrainConfig
-from simvtp_ds.data.masks import tube_masks
+from simvtp_ds.data.masks import rebuilt_half, tube_masks
 from simvtp_ds.data.order import stream
 from simvtp_ds.model.patches import token_grid
 from simvtp_ds.model.simvtp import SimVTP
@@ -41,6 +41,8 @@ def noise_batch(config: PretrainConfig, clips: int, words: int, seed: int = 0) -
     grid = token_grid(data.num_frames, data.image_size, model.tubelet_size, model.patch_size)
     streams = [stream(seed, 0, f"bench {clip}", "tube") for clip in range(clips)]
     visible, hidden = tube_masks(streams, grid, masks.tube_ratio, CPU)
+    if masks.rebuild_half:
+        hidden = rebuilt_half(streams, hidden, grid)
 
     lengths = rng.integers(max(3, words // 3), words + 1, clips)
     lengths[0] = words
