@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from simvtp_ds.bench.cases import BenchError
+from simvtp_ds.bench.cases import BenchError, report_or_error
 from simvtp_ds.bench.launched import Ranks, launch_command, run_command
 from simvtp_ds.bench.options import bench_parser, parsed, training_fields
 
@@ -249,12 +249,7 @@ def advice(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Reads the command line, prints what was tried, the advice and the JSON line."""
-    try:
-        report = run(sys.argv[1:])
-    except (BenchError, ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(advice(report))
-    print(json.dumps(report))
+    report_or_error(lambda: run(sys.argv[1:]), advice, BenchError, ValueError, OSError)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ scaling.json and scaling.png into DIR, ends in one JSON line.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from simvtp_ds.bench.cases import BenchError
+from simvtp_ds.bench.cases import BenchError, report_or_error
 from simvtp_ds.bench.inputs import VOCABULARY
 from simvtp_ds.bench.launched import Ranks, train_steps
 from simvtp_ds.bench.options import WORDS, bench_parser, parsed, read_hostfile, training_fields
@@ -112,6 +111,9 @@ def table(report: dict[str, Any]) -> str:
             f"| {row['kind']} | {row['ranks']} | {row['micro_batch']} | {row['clips_per_s']:.2f} ({row['spread']:.0%}) "
             f"| {row['efficiency']:.0%} | {row['data_wait_share']:.0%} |"
         )
+    most = max(row["ranks"] for row in report["rows"])
+    if most <= 2:
+        lines += ["", f"{most} ranks at most on this machine: that says little about more of them."]
     return "\n".join(lines)
 
 
@@ -195,14 +197,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Reads the command line, prints the table and the JSON line."""
-    try:
-        report = run(sys.argv[1:])
-    except (BenchError, ManifestError, ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(table(report))
-    if len({row["ranks"] for row in report["rows"]}) < 3:
-        print(f"{os.cpu_count()} cores: this machine shows no more than {report['rows'][-1]['ranks']} ranks")
-    print(json.dumps(report))
+    report_or_error(lambda: run(sys.argv[1:]), table, BenchError, ManifestError, ValueError, OSError)
 
 
 if __name__ == "__main__":

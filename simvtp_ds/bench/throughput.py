@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from simvtp_ds.bench.cases import BenchError
+from simvtp_ds.bench.cases import BenchError, report_or_error
 from simvtp_ds.bench.readers import OURS
 from simvtp_ds.files import replacing
 
@@ -65,10 +65,11 @@ def rows(reports: dict[str, dict[str, Any]]) -> list[Row]:
     return found
 
 
-def table(found: list[Row]) -> str:
+def table(report: dict[str, Any]) -> str:
     """Markdown."""
     lines = ["| | clips/s | |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {row.what} | {row.clips_per_s:.2f} | {row.note} |" for row in found)])
+    lines += [f"| {row['what']} | {row['clips_per_s']:.2f} | {row['note']} |" for row in report["rows"]]
+    return "\n".join(lines + [f"not run: {bench}" for bench in report["not_run"]])
 
 
 def plot(found: list[Row], path: Path) -> None:
@@ -92,22 +93,25 @@ def plot(found: list[Row], path: Path) -> None:
         figure.savefig(temporary, dpi=120, format="png")
 
 
+def run(folder: Path) -> dict[str, Any]:
+    """The report; draws FOLDER/throughput.png.
+
+    Raises:
+        BenchError: There is nothing to draw. OSError: FOLDER cannot be written.
+    """
+    reports = read_reports(folder)
+    found = rows(reports)
+    plot(found, folder / "throughput.png")
+    missing = [bench for bench in BENCHES if bench not in reports]
+    return {"bench": "throughput", "rows": [row._asdict() for row in found], "not_run": missing}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line, prints the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="--out of the benches")
-    folder = parser.parse_args(arguments).folder
-    try:
-        reports = read_reports(folder)
-        found = rows(reports)
-        plot(found, folder / "throughput.png")
-    except (BenchError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(table(found))
-    missing = [bench for bench in BENCHES if bench not in reports]
-    if missing:
-        print(f"not run: {', '.join(missing)}")
-    print(json.dumps({"bench": "throughput", "rows": [row._asdict() for row in found], "not_run": missing}))
+    options = parser.parse_args(arguments)
+    report_or_error(lambda: run(options.folder), table, BenchError, OSError)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ that runs here. All else follows from data sheets and assumptions, which are nam
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
-from simvtp_ds.bench.cases import BenchError
+from simvtp_ds.bench.cases import BenchError, report_or_error
 from simvtp_ds.bench.options import add_words, bench_parser, parsed, read_hostfile
 from simvtp_ds.bench.plan.hardware import FILES, GPUS
 
@@ -76,12 +75,7 @@ def _chosen(known: dict[str, Any], option: str, name: str) -> Any:
 
 def main() -> None:
     """Reads the command line, prints the tables and the JSON line."""
-    try:
-        report = plan(sys.argv[1:])
-    except (BenchError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(report.pop("text"))
-    print(json.dumps(report))
+    report_or_error(lambda: plan(sys.argv[1:]), lambda report: report.pop("text"), BenchError, ValueError)
 
 
 if __name__ == "__main__":
