@@ -61,7 +61,8 @@ def rows(reports: dict[str, dict[str, Any]]) -> list[Row]:
         found.append(Row("training, 1 process", train["clips_per_s"], note))
     for row in reports.get("scaling", {}).get("rows", []):
         note = f"{row['micro_batch']} clips a rank, {row['efficiency']:.0%} of linear"
-        found.append(Row(f"training, {row['ranks']} ranks, {row['kind']}", row["clips_per_s"], note))
+        ranks = "1 rank" if row["ranks"] == 1 else f"{row['ranks']} ranks, {row['kind']}"
+        found.append(Row(f"training, {ranks}", row["clips_per_s"], note))
     return found
 
 

@@ -184,14 +184,14 @@ def _scaling_table(table: list[Prediction], days: list[float]) -> str:
         ranks = one.cluster.ranks
         lines.append(
             f"| {ranks} | {one.global_batch} | {one.asked * ranks:.0f} | {one.asked / first:.0%} | "
-            f"{one.clips_per_s:.0f} | {one.bottleneck} | {took:.1f} |"
+            f"{one.clips_per_s:.0f} | {one.bottleneck} | {took:.2f} |"
         )
     return "\n".join(lines)
 
 
 def _verdict(main: Prediction, days: float, views: float, clips: int) -> str:
     return (
-        f"predicted: {main.clips_per_s:.0f} clips/s, {days:.1f} days for {views / 1e6:.1f} M views of "
+        f"predicted: {main.clips_per_s:.0f} clips/s, {days:.2f} days for {views / 1e6:.1f} M views of "
         f"{clips / 1e6:.2f} M captions. The limit is {main.bottleneck}."
     )
 
