@@ -17,6 +17,7 @@ import torch
 from simvtp_ds.bench.cases import BenchError
 from simvtp_ds.bench.inputs import build_task, noise_batch
 from simvtp_ds.bench.options import bench_parser, parsed
+from simvtp_ds.bench.trials import OUT_OF_MEMORY
 from simvtp_ds.config import PretrainConfig
 from simvtp_ds.data.backend import choose_backend
 from simvtp_ds.data.loader import DataError, Loader
@@ -30,7 +31,6 @@ from simvtp_ds.model.blocks import use_fast_norm_if_available
 from simvtp_ds.model.params import parameter_groups
 from simvtp_ds.types import to_device
 
-OUT_OF_MEMORY = 12  # exit code, errno's ENOMEM
 WARMUP, STEPS = 2, 3
 TIMEOUT = 900.0
 

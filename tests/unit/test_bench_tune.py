@@ -8,22 +8,21 @@ from pathlib import Path
 import cv2
 import pytest
 
-from simvtp_ds.bench import probe
-from simvtp_ds.bench.autotune import (
+from simvtp_ds.bench.autotune import advice
+from simvtp_ds.bench.cases import BenchError
+from simvtp_ds.bench.launched import Ranks, launch_command
+from simvtp_ds.bench.options import training_fields
+from simvtp_ds.bench.scaling import rank_counts, shared, with_efficiency
+from simvtp_ds.bench.throughput import main as throughput
+from simvtp_ds.bench.trials import (
     OUT_OF_MEMORY,
     Trial,
-    advice,
     fastest,
     judge,
     keeping,
     largest_that_fits,
     worker_counts,
 )
-from simvtp_ds.bench.cases import BenchError
-from simvtp_ds.bench.launched import Ranks, launch_command
-from simvtp_ds.bench.options import training_fields
-from simvtp_ds.bench.scaling import rank_counts, shared, with_efficiency
-from simvtp_ds.bench.throughput import main as throughput
 
 
 @pytest.mark.parametrize("limit", [2, 3, 7, 16, 40, 100])
@@ -56,7 +55,7 @@ def test_a_probe_that_died_of_memory_does_not_fit_and_one_that_failed_otherwise_
     assert judge(-9, "", setting).found is None
     assert judge(247, "", setting).found is None
     assert judge(1, "torch.OutOfMemoryError: CUDA out of memory.", setting).found is None
-    assert OUT_OF_MEMORY == probe.OUT_OF_MEMORY and judge(OUT_OF_MEMORY, "", setting).found is None
+    assert judge(OUT_OF_MEMORY, "", setting).found is None
     with pytest.raises(BenchError, match="No such file"):
         judge(1, "Traceback\nNo such file", setting)
 
