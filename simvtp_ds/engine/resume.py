@@ -26,7 +26,7 @@ WRITTEN_BY_DEEPSPEED = {
 
 
 class RefusedError(TrainingError):
-    """Starting again would end here again: the settings must change first. the exit code is 2."""
+    """Starting again would end here again: the settings must change first; the exit code is 2."""
 
 
 def find_start(

@@ -48,7 +48,7 @@ class Steps:
     ("stage", "dtype", "tolerance"),
     [(0, "fp32", 1e-5), (1, "fp32", 1e-5), (2, "fp32", 1e-5), (3, "fp32", 1e-5), (1, "bf16", 5e-2), (2, "bf16", 5e-2)],
 )
-def test_two_ranks_then_one_and_three_and_one_then_three_and_two(
+def test_two_ranks_then_one_or_three_and_one_then_two_or_three(
     launcher: Launcher, stage: int, dtype: str, tolerance: float
 ) -> None:
     config = deepspeed_json(stage=stage) | ({dtype: {"enabled": True}} if dtype != "fp32" else {})

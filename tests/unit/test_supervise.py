@@ -18,9 +18,8 @@ import pytest
 from simvtp_ds.engine.checkpoint import RECORD, Position
 from simvtp_ds.supervise.child import reason_in
 from simvtp_ds.supervise.command import Command, read_command, replaced, value_of
-from simvtp_ds.supervise.hosts import answering, read_hostfile
 from simvtp_ds.supervise.loop import COME_BACK, DONE, GAVE_UP, MUST_CHANGE
-from simvtp_ds.supervise.plan import plan
+from simvtp_ds.supervise.plan import NotEnoughHostsError, plan
 
 ROOT = Path(__file__).resolve().parents[2]
 POSITION = Position(10, 2, 2, "fp32", 16, 0, "abc", "{}")
@@ -111,19 +110,6 @@ def test_what_cannot_be_supervised_is_refused_in_one_line_with_exit_code_2(
     assert told in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "line", ["worker-1 slots=8\nworker-1 slots=8", "-oProxyCommand=x slots=1", "a;b slots=1", "a", ""]
-)
-def test_a_hostfile_that_names_no_hosts_is_refused(tmp_path: Path, line: str) -> None:
-    (tmp_path / "hosts").write_text(line + "\n")
-    with pytest.raises(ValueError, match="hosts"):
-        read_hostfile(tmp_path / "hosts")
-
-
-def test_a_host_that_does_not_exist_does_not_answer() -> None:
-    assert answering({"no-such-host.invalid": 8}) == {}
-
-
 def test_nothing_is_changed_where_the_hosts_make_the_batch(parsed: Command, tmp_path: Path) -> None:
     command = with_files(parsed, tmp_path, ["a", "b"], gradient_accumulation_steps=1)
     start = plan(command, tmp_path, None)
@@ -139,7 +125,7 @@ def test_fewer_hosts_keep_the_global_batch_with_more_accumulation(
     changed = tmp_path / "changed"
     changed.mkdir()
     # Three hosts make 24 clips a micro step, no divisor of 32; two make 16.
-    monkeypatch.setattr("simvtp_ds.supervise.plan.answering", lambda hosts, port: {h: hosts[h] for h in "bcd"})
+    monkeypatch.setattr("simvtp_ds.supervise.plan.ask_all", lambda hosts, port: {h: "gone" * (h == "a") for h in hosts})
     start = plan(command, changed, 1)
     assert (start.ranks, start.dropped) == (4, ("a", "d"))
     assert (changed / "hostfile").read_text() == "b slots=2\nc slots=2\n"
@@ -147,8 +133,10 @@ def test_fewer_hosts_keep_the_global_batch_with_more_accumulation(
     assert value_of(start.words, ("--hostfile",)) == str(changed / "hostfile")
     assert value_of(start.words, ("--deepspeed_config",)) == str(changed / "ds.json")
     assert {path: path.read_bytes() for path in before} == before
-    monkeypatch.setattr("simvtp_ds.supervise.plan.answering", lambda hosts, port: {"d": 8})
+    monkeypatch.setattr("simvtp_ds.supervise.plan.ask_all", lambda hosts, port: {h: "gone" * (h != "d") for h in hosts})
     assert "--force_multi" in plan(command, changed, 1).words  # else DeepSpeed starts it here, not there
+    with pytest.raises(NotEnoughHostsError, match=r"1 of 4 hosts answer, --min-hosts is 2 .a: gone; b: gone; c: gone"):
+        plan(command, changed, 2)
 
 
 def test_a_checkpoint_decides_the_global_batch(parsed: Command, tmp_path: Path) -> None:
