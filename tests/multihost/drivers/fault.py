@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
     from launch.pretrain import main
     from simvtp_ds.engine.watchdog import Watchdog
-    from simvtp_ds.objectives.pretrain import PretrainTask
+    from simvtp_ds.objectives.pretrain import OfStep, PretrainTask
     from simvtp_ds.types import Batch, Losses
 
     option = sys.argv.index("--fault")
@@ -39,9 +39,9 @@ if __name__ == "__main__":
         if at["step"] == int(when) and place == {"data": "the data", "end": "the end"}.get(phase):
             strike()
 
-    def spoilt(self: PretrainTask, batch: Batch) -> Losses:
+    def spoilt(self: PretrainTask, batch: Batch, of_step: OfStep | None = None) -> Losses:
         """Strikes when the gradient of the loss arrives."""
-        losses = forward(self, batch)
+        losses = forward(self, batch, of_step)
         if at["step"] == int(when) and phase == "backward":
             losses.total.register_hook(lambda _: strike())
         return losses
