@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from tiny import tiny_batch, tiny_model
 
 from simvtp_ds.config import ObjectiveConfig
 from simvtp_ds.model.blocks import compile_blocks, recompute_blocks
 from simvtp_ds.objectives.pretrain import PretrainTask
+from tests.unit.tiny import tiny_batch, tiny_model
 
 pytestmark = pytest.mark.slow
 
