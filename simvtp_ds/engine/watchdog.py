@@ -74,6 +74,7 @@ class Watchdog:
         if error is None:
             self._leave("")
             return
+        self.feed()  # blaming takes seconds
         reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
         if of_a_collective(error) and (blamed := self.blamed()):
             reason = f"{blamed} ({shortened(reason)})"
