@@ -114,7 +114,7 @@ def indexed(options: argparse.Namespace, retriever, device: str):
     if options.videos:
         name = blake2b(os.fsencode(options.videos.resolve()), digest_size=8).hexdigest()
         manifest = home / f"folder_{name}"
-        refused = prepare_folder(options.videos, manifest, retriever.run / "tokenizer", options.workers, progress)
+        refused = prepare_folder(options.videos, manifest, retriever.tokenizer, options.workers, progress)
     videos = Videos(Manifest.open(manifest))
     key = cache_key(retriever.identity, "", retriever.data, options.segments, 1, device.partition(":")[0])
     with Store(home / f"{key[:20]}.sqlite") as store:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from simvtp_ds.data.annotations_source import VIDEO_EXTENSIONS
 from simvtp_ds.data.prepare import PrepareError, prepare
+from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.evaluation.frames import Missing
 from simvtp_ds.files import replacing
 from simvtp_ds.progress import Show
 
 
-def prepare_folder(folder: Path, out: Path, tokenizer: Path, workers: int, show: Show) -> list[Missing]:
+def prepare_folder(folder: Path, out: Path, tokenizer: Tokenizer, workers: int, show: Show) -> list[Missing]:
     """Write a manifest of all video files below a folder into `out`; only files that are new or changed are opened.
 
     Links to folders are not followed; what a link to a file leads to is a video like any other.
@@ -21,7 +22,7 @@ def prepare_folder(folder: Path, out: Path, tokenizer: Path, workers: int, show:
     Args:
         folder: Looked through with all its folders, hidden ones left out.
         out: Holds what `prepare` writes.
-        tokenizer: Folder of the model's, so that none is trained.
+        tokenizer: The model's, so that none is trained.
         workers: Probing processes.
         show: Progress.
 
@@ -39,12 +40,13 @@ def prepare_folder(folder: Path, out: Path, tokenizer: Path, workers: int, show:
         extensions = ", ".join(sorted(VIDEO_EXTENSIONS))
         raise ValueError(f"--videos {folder}: holds no video files (their names end in {extensions})")
     out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(out)
     listed = out / "files.json"
     with replacing(listed) as temporary:
         temporary.write_text(json.dumps({name: name for name in names}))
     try:
         with show("probing", "files") as on_progress:
-            prepare(listed, out, folder, workers, tokenizer=str(tokenizer), format="json", on_progress=on_progress)
+            prepare(listed, out, folder, workers, tokenizer=str(out), format="json", on_progress=on_progress)
     except PrepareError as error:
         if error.summary is None:
             raise ValueError(str(error)) from error

@@ -283,3 +283,13 @@ def test_a_folder_is_searched_without_captions_and_for_what_is_like_a_file(
     assert "25 videos in the index, 0 of them embedded now" in told and answer["total"] == 26
     assert (found["clips"][0]["id"], len(found["clips"])) == (file.name, 3)
     assert found["clips"][0]["score"] == pytest.approx(1) and found["captions"] == []
+
+
+def test_a_converted_model_searches_a_folder_with_its_own_words(place: Place, tmp_path: Path) -> None:
+    exported, videos = tmp_path / "exported", tmp_path / "videos"
+    convert = [sys.executable, "launch/convert.py", str(place.run), "--out", str(exported)]
+    subprocess.run(convert, cwd=ROOT, check=True, timeout=120, capture_output=True)
+    videos.mkdir()
+    draw(videos / "one.mp4", ["red"])
+    found, _ = ask(place._replace(run=exported), "--videos", str(videos), "--query", QUERY)
+    assert [clip["id"] for clip in found["clips"]] == ["one.mp4"]

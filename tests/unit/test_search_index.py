@@ -235,7 +235,7 @@ def test_a_folder_is_searched_without_captions_and_odd_names_are_text(
     names, strange = find_files(place)
     assert names == [odd, "gone.mp4", "link.mp4", "secret.mp4", "deep/ü.mp4"]
     assert [each.clip_id for each in strange] == ["\\udcff.mp4"]
-    refused = prepare_folder(place, tmp_path / "out", retriever.run, 1, silence)
+    refused = prepare_folder(place, tmp_path / "out", retriever.tokenizer, 1, silence)
     assert {each.clip_id for each in refused} == {"\\udcff.mp4", "gone.mp4", "secret.mp4"}
     with Store(tmp_path / "a.sqlite") as store:
         index = build_index(retriever, Videos(Manifest.open(tmp_path / "out")), store, 1, False, silence)
@@ -243,6 +243,6 @@ def test_a_folder_is_searched_without_captions_and_odd_names_are_text(
     assert ids(searcher.find(Question("blue"))) == ["link.mp4", odd, "deep/ü.mp4"]
     assert searcher.describe(folder / "red.mp4", "red.mp4")["captions"] == []
     with pytest.raises(ValueError, match="holds no video files"):
-        prepare_folder(tmp_path / "out", tmp_path / "none", retriever.run, 1, silence)
+        prepare_folder(tmp_path / "out", tmp_path / "none", retriever.tokenizer, 1, silence)
     with pytest.raises(ValueError, match="no such folder"):
-        prepare_folder(tmp_path / "nowhere", tmp_path / "none", retriever.run, 1, silence)
+        prepare_folder(tmp_path / "nowhere", tmp_path / "none", retriever.tokenizer, 1, silence)
