@@ -55,15 +55,10 @@ def open_source(path: str | Path) -> Source:
     if not (place / "config.yaml").is_file() and not (place / RECORD).is_file():
         return read_source(path)
     run, folder = find_checkpoint(place)
-    name = AVERAGE if has_average(folder) else WEIGHTS
+    name = AVERAGE if (folder / AVERAGE).is_file() else WEIGHTS
     read = to_our_names(read_weights(folder, name)[0], str(folder / name))
     source = Source(folder, read.kind, read.state, (read.report,), read.sizes)
     return described_by(run / "config.yaml", source, run / "tokenizer")
-
-
-def has_average(checkpoint: Path) -> bool:
-    """Whether a checkpoint keeps a moving average of the weights."""
-    return (checkpoint / AVERAGE).is_file()
 
 
 def pretraining_start(config: PretrainConfig, tokenizer: Tokenizer) -> Start | None:

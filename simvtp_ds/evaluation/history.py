@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from simvtp_ds.evaluation.report import EVALUATIONS, PARTS, read_evaluations, read_json, read_metrics
+from simvtp_ds.evaluation.report import EVALUATIONS, PARTS, read_evaluations, read_json, read_lines, read_metrics
 
 _LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)")
 _START = re.compile(r"\w+ [\d.]+ M parameters, .* steps (\d+) to \d+ \(")
@@ -80,10 +79,10 @@ def read_history(run: Path) -> History:
         config=text,
         settings=settings,
         metrics=metrics,
-        validation=_lines(run / "validation.jsonl"),
+        validation=read_lines(run / "validation.jsonl"),
         restarts=find_restarts(log.read_text(errors="replace")) if log.is_file() else [],
-        supervised=_lines(run / "supervise.jsonl"),
-        bad=[line for path in sorted((run / "bad_clips").glob("rank_*.jsonl")) for line in _lines(path)],
+        supervised=read_lines(run / "supervise.jsonl"),
+        bad=[line for path in sorted((run / "bad_clips").glob("rank_*.jsonl")) for line in read_lines(path)],
         retrieval=read_evaluations(run),
         words=read_json(predictions, "launch/visualize.py") if predictions.is_file() else None,
         pictures=sorted((run / "pictures").glob("*.png")),
@@ -120,19 +119,6 @@ def _told(log: str) -> Iterator[tuple[datetime, str]]:
     for line in log.splitlines():
         if parts := _LINE.fullmatch(line):
             yield datetime.fromisoformat(parts[1]), parts[2]
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; none where it is missing, torn lines left out."""
-    found = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from simvtp_ds.evaluation.charts import Line, line_chart
 from simvtp_ds.evaluation.history import History, differing
 from simvtp_ds.evaluation.page_details import details, retrieval
 from simvtp_ds.evaluation.page_parts import STYLE, duration, table
-from simvtp_ds.evaluation.report import LAST, PARTS
+from simvtp_ds.evaluation.report import LAST, PARTS, mean_rates
 from simvtp_ds.evaluation.table import NAMES
 
 CHARTS = {  # metric: title, factor, whether the axis starts at 0
@@ -64,8 +64,7 @@ def overview(histories: Sequence[History], names: dict[int, str]) -> str:
     rows = []
     for history in histories:
         about, metrics = history.environment, history.metrics
-        rates = [m for m in metrics if "clips_per_s" in m]
-        rates = rates[1:] or rates  # the first step pays for starting
+        rates = mean_rates(metrics)
         last = [_last(metrics, part) for part in PARTS]
         rows.append(
             [
@@ -73,8 +72,8 @@ def overview(histories: Sequence[History], names: dict[int, str]) -> str:
                 history.kind,
                 metrics[-1]["step"],
                 f"{about.get('world_size')} x {about.get('dtype')}, ZeRO-{about.get('zero_stage')}",
-                f"{sum(m['clips_per_s'] for m in rates) / len(rates):.1f}" if rates else "",
-                f"{100 * sum(m['data_wait_share'] for m in rates) / len(rates):.0f} %" if rates else "",
+                f"{rates['clips_per_s']:.1f}" if rates else "",
+                f"{100 * rates['data_wait_share']:.0f} %" if rates else "",
                 *("" if value is None else f"{value:.3f}" for value in last),
                 f"{len(history.restarts)}" + (f" ({duration(history.lost)} lost)" if history.lost else ""),
                 len(history.bad),

@@ -29,6 +29,19 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error}): {made_by} writes it") from error
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; none where it is missing, lines torn by a crash left out."""
+    found = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The steps of a run in order; a last line torn by a crash is left out.
 
@@ -37,15 +50,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing: a training run writes it")
-    steps = []
-    for line in path.read_text().splitlines():
-        try:
-            steps.append(json.loads(line))
-        except ValueError:
-            continue
+    steps = read_lines(path)
     if not steps:
         raise ValueError(f"{path} has no step: the run ended before its first log line")
     return steps
+
+
+def mean_rates(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """clips_per_s and data_wait_share: means over the logged steps after the first; empty where none was logged."""
+    logged = [m for m in metrics if "clips_per_s" in m]
+    logged = logged[1:] or logged  # the first step pays for starting
+    return {name: mean(m[name] for m in logged) for name in ("clips_per_s", "data_wait_share") if logged}
 
 
 def _finite(metrics: list[dict[str, Any]], part: str) -> list[float]:
@@ -113,13 +128,10 @@ def build_report(run: Path) -> dict[str, Any]:
             f"{run} is not a run of launch/pretrain.py: name the one that it started from, with the scores of "
             f"launch/evaluate.py in {', '.join(f'{name}.json' for name in EVALUATIONS)}"
         )
-    rates = [m for m in metrics if "clips_per_s" in m]
-    rates = rates[1:] or rates  # the first step pays for starting
     report: dict[str, Any] = {
         **{name: environment[name] for name in ("world_size", "zero_stage", "optimizer", "dtype")},
         "steps": metrics[-1]["step"],
-        "clips_per_s": mean(m["clips_per_s"] for m in rates),
-        "data_wait_share": mean(m["data_wait_share"] for m in rates),
+        **mean_rates(metrics),
         "loss_first": {part: mean(_finite(metrics, part)[:1]) for part in PARTS},
         "loss_last": {part: mean(_finite(metrics, part)[-LAST:]) for part in PARTS},
     }

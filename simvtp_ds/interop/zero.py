@@ -2,7 +2,7 @@
 
 DeepSpeed puts the shards together itself (`deepspeed.utils.zero_to_fp32`), but loads its pickles so that they may run
 anything. Here torch is told to load them with `weights_only` whoever asks (TORCH_FORCE_WEIGHTS_ONLY_LOAD), and the
-three classes that DeepSpeed keeps in them, which hold values, are allowed by name.
+classes that DeepSpeed keeps in them, which hold values, are allowed by name.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from simvtp_ds.data.manifest import Clip
 from simvtp_ds.data.probe import stat_file
 from simvtp_ds.data.storage import is_url
 from simvtp_ds.data.videos import Videos
-from simvtp_ds.evaluation.compute import ahead, computed, evaluating
-from simvtp_ds.evaluation.embed import plan_shots, read_captions
+from simvtp_ds.evaluation.compute import ahead, evaluating
+from simvtp_ds.evaluation.embed import plan_shots
 from simvtp_ds.evaluation.frames import Missing, Shot, decode_shots
 from simvtp_ds.evaluation.retriever import Retriever
 from simvtp_ds.evaluation.share import BATCH
@@ -176,19 +176,12 @@ def _caption_vectors(retriever: Retriever, captions: list[str], store: Store, sh
         on_progress(0, len(todo))
         for first in range(0, len(todo), BATCH):
             part = todo[first : first + BATCH]
-            vectors = embed_sentences(retriever, [captions[place] for place in part])
+            vectors = retriever.encode_text([captions[place] for place in part]).numpy()
             new = {keys[place]: _finite(vector, retriever) for place, vector in zip(part, vectors, strict=True)}
             store.put(new)
             known |= new
             on_progress(first + len(part), len(todo))
     return [known[key] for key in keys]
-
-
-def embed_sentences(retriever: Retriever, sentences: list[str]) -> np.ndarray:
-    """Unit vectors float32 [B, D] of at most 32 sentences."""
-    words, word_mask = read_captions(sentences, retriever.tokenizer, retriever.data.max_words)
-    device = next(retriever.model.parameters()).device
-    return computed(retriever.model.embed_text, words.to(device), word_mask.to(device)).numpy()
 
 
 def _stamp(path: str) -> Stamp | str:

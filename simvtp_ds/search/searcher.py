@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from simvtp_ds.data.manifest import Clip
+from simvtp_ds.data.prepare import probed_clip
 from simvtp_ds.data.probe import probe_files
-from simvtp_ds.evaluation.compute import computed
 from simvtp_ds.evaluation.frames import Missing, Shot, decode_shots
 from simvtp_ds.evaluation.retriever import Retriever
 from simvtp_ds.evaluation.views import plan_views
-from simvtp_ds.search.index import Index, embed_sentences
+from simvtp_ds.search.index import Index
 from simvtp_ds.search.neighbours import nearest, nearest_of, neighbours
 
 LONGEST_SENTENCE = 2000  # characters
@@ -174,7 +172,7 @@ class Searcher:
         if len(words) > longest - 2:
             notes.append(f"The sentence is long: the model reads its first {longest - 2} word pieces.")
         with self._lock:
-            return embed_sentences(self.retriever, [sentence])[0], notes
+            return self.retriever.encode_text([sentence])[0].numpy(), notes
 
     def _file_vector(self, path: Path, name: str) -> np.ndarray:
         """The vector of the middle view of a file; it is opened in processes that may hang or die."""
@@ -183,16 +181,12 @@ class Searcher:
             raise SearchError(f"{name} takes longer than {PROBE_TIMEOUT:g} s to decode: cut out a shorter part.")
         if probe.reason:
             raise SearchError(f"{name} cannot be used: {probe.reason}.")
-        size = path.stat().st_size
-        numbers = (probe.frames, probe.fps, probe.width, probe.height, probe.codec)
-        clip = Clip(name, str(path), 0, size, "", *numbers)
+        clip = probed_clip(name, "", str(path), path.stat().st_size, probe)
         data = replace(self.retriever.data, workers=1)
         shot = Shot(0, clip, plan_views(clip, data, segments=1, crops=1)[0].view)
         missing: dict[int, Missing] = {}
         ((_, frames),) = decode_shots([[shot]], data, missing)
         if missing:
             raise SearchError(f"{name} cannot be used: {missing[0].reason.removeprefix(f'{path}: ')}.")
-        model = self.retriever.model
-        clips = torch.from_numpy(frames).to(next(model.parameters()).device)
         with self._lock:
-            return computed(model.embed_video, clips).numpy()[0]
+            return self.retriever.encode_video(frames)[0].numpy()
