@@ -225,7 +225,7 @@ def train(job: Job, rank: Rank, resume: str) -> str:
         + (f", resumed from {folder}" if folder else "")
     )
     try:
-        return trainer.train()
+        outcome = trainer.train()
     except TrainingError as error:
         trainer.say(f"ended: {error}")
         raise
@@ -235,3 +235,7 @@ def train(job: Job, rank: Rank, resume: str) -> str:
             trainer.journal.close()
         if lock is not None:
             lock.close()
+    # gloo's threads would outlive the interpreter and now and then abort a finished run. Not after an error: other
+    # ranks may still wait in a collective, and this would wait for them.
+    torch.distributed.destroy_process_group()
+    return outcome

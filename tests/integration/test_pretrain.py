@@ -248,6 +248,18 @@ def test_srun_variables_alone_start_a_run(launcher: Launcher) -> None:
     assert sorted(losses(launcher.folder / "slurm")) == [1, 2]
 
 
+def test_a_finished_run_leaves_its_process_group(launcher: Launcher) -> None:
+    code = (
+        "import sys; sys.path.insert(0, '.'); import torch.distributed as dist; from launch.pretrain import main; "
+        "main(sys.argv[1:]); print('joined:', dist.is_initialized())"
+    )
+    fields = {"schedule.max_steps": 1}
+    arguments = launcher.arguments("launch/pretrain.py", "left", deepspeed_json(), fields)
+    output = launcher.start([sys.executable, "-c", code, *arguments], "left").succeed()
+    assert "finished at step 1" in output
+    assert "joined: False" in output
+
+
 def test_only_the_newest_checkpoints_are_kept(launcher: Launcher) -> None:
     launch = launcher.torchrun("kept", deepspeed_json(), ranks=1, run__save_every=1, run__keep=2)
     launch.succeed()
