@@ -155,6 +155,8 @@ class RunConfig:
         max_skipped: Skipped steps in a row (loss not finite on some rank, or fp16 overflow with the scale at its
             floor) after which the run stops.
         step_timeout: Seconds without a finished step after which a rank ends itself and so the run.
+        mirror: Second location of the checkpoints, a folder of this run alone, preferably on another disk: complete
+            ones are copied there in the background, and a run whose own are gone goes on from there. Empty: none.
     """
 
     dir: str = "runs/pretrain"
@@ -165,6 +167,7 @@ class RunConfig:
     picture_every: int = 0
     max_skipped: int = 20
     step_timeout: float = 600.0
+    mirror: str = ""
 
     def __post_init__(self) -> None:
         for name in ("save_every", "keep", "log_every", "max_skipped"):

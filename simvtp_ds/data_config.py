@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from simvtp_ds.urls import without_secrets
+
 
 def require(holds: bool, message: str) -> None:
     """ValueError with `message` where something does not hold."""
@@ -18,7 +20,7 @@ class StorageConfig:
 
     Args:
         root: Folder or URL (s3://, gs://, hf://, http:// ... of fsspec) that relative names of a manifest start from;
-            empty: the manifest's folder.
+            empty: the manifest's folder. Without passwords or tokens: the run saves it.
         cache_dir: Local folder that keeps what was read from URLs; empty: nothing is kept.
         cache_gib: Most that `cache_dir` may hold, in GiB; what was used longest ago goes first.
         timeout: Seconds that one read from a URL may take.
@@ -35,6 +37,11 @@ class StorageConfig:
         for name in ("cache_gib", "timeout"):
             value = getattr(self, name)
             require(0 < value <= 1e9, f"data.storage.{name} is {value}; it must be above 0, and at most 1e9")
+        require(
+            without_secrets(self.root) == self.root,
+            f"data.storage.root {without_secrets(self.root)} holds a password or a token, and the run saves its "
+            "configuration: give them as the store's environment variables or in ~/.config/fsspec",
+        )
         require(self.retries >= 0, f"data.storage.retries is {self.retries}; give a number, or 0 for none")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,7 +80,7 @@ def launch_training(
         make_job: (configuration, DeepSpeed settings, world size) to `engine.run.Job`.
     """
     try:
-        with one_line(ValueError):
+        with one_line(ValueError, refusals=(ValueError,)):
             options = parse(arguments, config_class, default_preset, description)
 
             from simvtp_ds.ds_settings import check_accelerator, load_settings
@@ -91,26 +93,35 @@ def launch_training(
 
         from simvtp_ds.data.loader import DataError
         from simvtp_ds.engine.failures import TrainingError
+        from simvtp_ds.engine.resume import RefusedError
         from simvtp_ds.engine.run import train
+        from simvtp_ds.engine.watchdog import Watchdog
 
-        with one_line(TrainingError, DataError):
-            train(job, rank, options.resume)
+        kinds, timeout = (TrainingError, DataError), options.config.run.step_timeout
+        with one_line(*kinds, refusals=(RefusedError,)), Watchdog(rank, timeout) as watchdog:
+            train(job, rank, options.resume, watchdog)
     except KeyboardInterrupt:
         raise SystemExit("interrupted: the same command goes on from the newest checkpoint") from None
 
 
 @contextmanager
-def one_line(*kinds: type[Exception]) -> Iterator[None]:
-    """Turn errors that a person can mend into one line on stderr and exit code 1; all others keep their traceback.
+def one_line(*kinds: type[Exception], refusals: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn errors that a person can mend into one line on stderr; others keep their traceback above it.
 
-    The first process of each host speaks; the others wait a moment, because the launcher ends everybody as soon as
-    one has ended.
+    The exit code is 1, or 2 for `refusals`: starting again would end here again (launch/supervise.py asks).
+
+    All ranks may have the same to say. The first of a host speaks at once; the others wait a moment, in which its end
+    makes the launcher end them.
     """
     try:
         yield
-    except kinds as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error on {platform.node()}: {error}", file=sys.stderr, flush=True)
-        else:
+    except Exception as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(3)
-        raise SystemExit(1) from error
+        if not isinstance(error, kinds):
+            traceback.print_exc()
+        who = platform.node() + (f": rank {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "")
+        named = "" if isinstance(error, kinds) else f"{type(error).__name__}: "
+        print(f"error on {who}: {named}{error}", file=sys.stderr, flush=True)
+        raise SystemExit(2 if isinstance(error, refusals) else 1) from error

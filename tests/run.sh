@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything that must hold: lint, format, types, unit tests, integration tests.
+# Everything that must hold: lint, format, types, unit tests, integration tests, tests on several hosts.
 #   bash tests/run.sh            all of it (about 20 minutes on two cores)
-#   bash tests/run.sh --unit     without the integration tests
+#   bash tests/run.sh --unit     without the integration tests and those on several hosts (which need root)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unit_only=
@@ -13,3 +13,4 @@ ruff format --check .
 pyright --warnings
 python -m pytest tests/unit "$@"
 [ -n "$unit_only" ] || python -m pytest tests/integration "$@"
+[ -n "$unit_only" ] || python -m pytest tests/multihost -m "not slow" "$@"

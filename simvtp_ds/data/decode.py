@@ -24,6 +24,7 @@ from simvtp_ds.data.picking import DecodeError, pick_by_count, pick_by_times
 from simvtp_ds.data.sampling import View
 from simvtp_ds.data.storage import DEFAULTS, ByteRange, Source, open_source
 from simvtp_ds.data_config import StorageConfig
+from simvtp_ds.urls import without_secrets
 
 
 class DataError(RuntimeError):
@@ -62,8 +63,9 @@ def decode_into(out: np.ndarray, source: Source, view: View, storage: StorageCon
                 with _opened(file) as (container, stream):
                     pick_by_count(container, stream, wanted, camera.shoot)
     except (DecodeError, FFmpegError, OSError, ValueError) as error:
-        reason = str(error).removeprefix(f"{source.uri}: ")
-        raise DecodeError(f"{source.uri}: {reason}") from error
+        shown = without_secrets(source.uri)
+        reason = str(error).removeprefix(f"{shown}: ")
+        raise DecodeError(f"{shown}: {reason}") from error
     erasing = view.augmentation.erasing
     if erasing is not None:
         top, left, height, width, _ = erasing

@@ -26,6 +26,7 @@ from simvtp_ds.data.order import Draws, micro_batches
 from simvtp_ds.data.worker import Decoded, Task, failure
 from simvtp_ds.data_config import DataConfig
 from simvtp_ds.types import AnyBatch, pinned
+from simvtp_ds.urls import without_secrets
 
 MAX_ATTEMPTS = 100  # clips tried for one place of a batch
 SHARE_AFTER = 200  # clips after which the share of bad ones is judged
@@ -222,7 +223,7 @@ class Loader(Generic[AnyBatch]):
         position = outcome.task.position
         clip = batch.clips[position]
         batch.bad[position].append(
-            BadClip(clip.uri, clip.clip_id, reason, int(batch.draws.epochs[position]), batch.step)
+            BadClip(without_secrets(clip.uri), clip.clip_id, reason, int(batch.draws.epochs[position]), batch.step)
         )
         if batch.attempts[position] >= MAX_ATTEMPTS:
             reasons = "\n  ".join(bad.reason for bad in batch.bad[position][-5:])

@@ -39,9 +39,14 @@ def resolve(uri: str, folder: str | Path, root: str = "") -> str:
         uri: As the manifest has it: absolute path, URL, or a name relative to `root`.
         folder: The manifest's folder.
         root: Folder or URL that relative names start from (data.storage.root); empty: `folder`.
+
+    Raises:
+        ValueError: A relative name leads out of the folder that it starts from.
     """
     if is_url(uri) or uri.startswith("/"):
         return uri
+    if ".." in uri.split("/"):
+        raise ValueError(f"the manifest in {folder} names {uri!r}, which leads out of its folder: prepare it again")
     base = root or str(folder)
     return f"{base}{'' if base.endswith('/') else '/'}{uri}" if is_url(base) else str(Path(base, uri).absolute())
 

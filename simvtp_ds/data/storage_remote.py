@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 
 from simvtp_ds.data.storage_cache import Cache
 from simvtp_ds.data_config import StorageConfig
+from simvtp_ds.urls import without_secrets
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 8.0  # seconds between two tries; each is twice the one before
 # Another try changes nothing: no such object, no right to it, no such protocol or its package is not installed.
@@ -49,19 +50,21 @@ def _tried(uri: str, offset: int, length: int, storage: StorageConfig) -> bytes:
     reason = ""
     for attempt in range(storage.retries + 1):
         if attempt:
-            _log.warning("%s: %s: %s; try %d of %d follows", uri, wanted, reason, attempt + 1, storage.retries + 1)
+            told = without_secrets(f"{uri}: {wanted}: {reason}")
+            _log.warning("%s; try %d of %d follows", told, attempt + 1, storage.retries + 1)
             time.sleep(share * _pause(attempt - 1))
         try:
             data = _within(storage.timeout, partial(_cat, uri, offset, offset + length))
         except _FINAL as error:
-            raise OSError(f"{uri}: {wanted} cannot be read: {type(error).__name__}: {error}") from error
+            told = without_secrets(f"{uri}: {wanted} cannot be read: {type(error).__name__}: {error}")
+            raise OSError(told) from (None if told.count("***") else error)  # its traceback would show the URL
         except Exception as error:  # each file system has exceptions of its own
             reason = f"{type(error).__name__}: {error}"
         else:
             if len(data) == length:
                 return data
             reason = f"the answer has {len(data)} bytes, expected {length}"
-    raise OSError(f"{uri}: {wanted} not read in {storage.retries + 1} tries; the last: {reason}")
+    raise OSError(without_secrets(f"{uri}: {wanted} not read in {storage.retries + 1} tries; the last: {reason}"))
 
 
 def _pause(attempt: int) -> float:

@@ -20,6 +20,7 @@ from simvtp_ds.data.sampling import View
 from simvtp_ds.data.storage import DEFAULTS, Source, is_url
 from simvtp_ds.data.storage_remote import longest_read
 from simvtp_ds.data_config import StorageConfig
+from simvtp_ds.urls import without_secrets
 
 
 class Task(NamedTuple):
@@ -65,7 +66,7 @@ class DecoderPool(Pool[Task, str | None]):
 
 def failure(outcome: Decoded) -> str | None:
     """Why the clip is not in its place; None if it is."""
-    uri = outcome.task.source.uri
+    uri = without_secrets(outcome.task.source.uri)
     match outcome.result:
         case Hung(seconds):
             return f"{uri}: not decoded after {seconds:g} s (data.decode_timeout), decoder killed"

@@ -1,4 +1,4 @@
-"""What a checkpoint is, which one is good, and whether a run may go on from it; engine/saving.py writes and loads.
+"""What a checkpoint is and which one is good; engine/saving.py writes and loads them. Needs no torch.
 
 RUN/checkpoints/step_00001000/
     checkpoint.json           what it is, and the sha256 of every file; written last
@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simvtp_ds.engine.failures import TrainingError
-from simvtp_ds.engine.ranks import Control, Rank
 from simvtp_ds.files import sha256
 
 RECORD = "checkpoint.json"
@@ -65,7 +63,8 @@ def steps_of(run: Path) -> list[Path]:
     return sorted(folders, key=lambda p: int(p.name.removeprefix("step_")), reverse=True)
 
 
-def _hash_errors(folder: Path, record: Mapping[str, Any], share: int = 0, of: int = 1) -> list[str]:
+def hash_errors(folder: Path, record: Mapping[str, Any], share: int = 0, of: int = 1) -> list[str]:
+    """What is damaged among every `of`-th file of a checkpoint, from file `share` on."""
     names = sorted(record["files"])[share::of]
     wrong = [n for n in names if sha256(folder / n) != record["files"][n]["sha256"]]
     return [f"{folder / name} is damaged: its sha256 is not the one that was written" for name in wrong]
@@ -75,7 +74,7 @@ def newest_valid(run: str | Path) -> Path | None:
     """The newest complete and undamaged checkpoint of a run, checked by this process alone."""
     for folder in steps_of(Path(run)):
         try:
-            if not _hash_errors(folder, record_of(folder)):
+            if not hash_errors(folder, record_of(folder)):
                 return folder
         except (ValueError, OSError):
             continue
@@ -100,47 +99,3 @@ def find_checkpoint(path: Path) -> tuple[Path, Path]:
         f"{path} is neither a run (a folder with config.yaml) nor a checkpoint (RUN/checkpoints/step_N); of other "
         "weights launch/convert.py makes a folder that loads"
     )
-
-
-def agree_on(candidates: list[Path], rank: Rank, control: Control, warn: Callable[[str], None]) -> Path:
-    """The first checkpoint that every rank finds complete and undamaged; the ranks share the work of hashing it.
-
-    Args:
-        candidates: Folders, best first, the same list on every rank.
-        rank: This process.
-        control: Agreements with the others.
-        warn: Called with a line for every checkpoint passed over.
-
-    Raises:
-        TrainingError: none of them can be used.
-    """
-    reasons = []
-    for folder in candidates:
-        try:
-            errors = _hash_errors(folder, record_of(folder), rank.rank, rank.world_size)
-        except (ValueError, OSError) as error:
-            errors = [str(error)]
-        found = [error for of_rank in control.gather(errors) for error in of_rank]
-        if not found:
-            return folder
-        reasons.append(found[0])
-        warn(f"checkpoint {folder.name} is passed over: {found[0]}")
-    raise TrainingError(
-        f"no usable checkpoint: {'; '.join(reasons)}. Name one with --resume PATH, or start over in another --run.dir"
-    )
-
-
-def check_position(folder: Path, now: Position) -> int:
-    """The step to go on from.
-
-    Raises:
-        TrainingError: going on would not be the same run: another world size, global batch, seed, manifest or model.
-    """
-    then = Position(**record_of(folder)["position"])
-    differing = [n for n in asdict(now) if n != "step" and getattr(now, n) != getattr(then, n)]
-    if differing:
-        pairs = ", ".join(f"{n} was {getattr(then, n)}, is {getattr(now, n)}" for n in differing)
-        raise TrainingError(
-            f"cannot go on from {folder}: {pairs}. Start with the same settings, or name another --run.dir"
-        )
-    return then.step

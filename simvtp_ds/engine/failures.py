@@ -1,8 +1,7 @@
-"""What ends a run: signals that ask it to stop, steps that hang, losses that are not finite."""
+"""What ends a run: signals that ask it to stop, losses that are not finite."""
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import select
 import signal
@@ -39,8 +38,8 @@ class StopRequest:
     """Remembers SIGTERM and SIGUSR1 until the step in progress is done, and notices when nobody waits for the run.
 
     The deepspeed command starts a launcher, which starts the ranks. Killed, the command takes neither with it: the run
-    would go on unseen. So that launcher losing the parent that it had counts as a request, too. (Not so other parents:
-    a run under nohup outlives the shell that started it.)
+    would go on unseen. So that launcher losing the parent that it had counts as a request, too; on another host that is
+    the end of the ssh connection. (Not so other parents: a run under nohup outlives the shell that started it.)
     """
 
     def __init__(self) -> None:
@@ -74,26 +73,6 @@ def keep_output_writable() -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, descriptor)
             os.close(nowhere)
-
-
-class Watchdog:
-    """Ends this process, with a traceback of every thread, when no step is finished for `timeout` seconds.
-
-    A collective that waits for a dead host holds the interpreter, so nothing written in Python could end it;
-    faulthandler's timer is a C thread.
-    """
-
-    def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
-        self.feed()
-
-    def feed(self) -> None:
-        """A step is done: start counting again."""
-        faulthandler.dump_traceback_later(self.timeout, exit=True, file=sys.__stderr__ or sys.stderr)
-
-    def stop(self) -> None:
-        """No longer watch."""
-        faulthandler.cancel_dump_traceback_later()
 
 
 class SkippedSteps:

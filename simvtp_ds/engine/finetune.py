@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,13 +18,12 @@ from simvtp_ds.ds_settings import DeepSpeedSettings
 from simvtp_ds.engine.run import Job, open_manifest, steps_per_epoch
 from simvtp_ds.engine.schedule import build_schedule
 from simvtp_ds.engine.start import check_words, finetuning_source, towers_start
-from simvtp_ds.engine.train import Trainer, seed_dropout
+from simvtp_ds.engine.train import Trainer
 from simvtp_ds.finetune_config import FinetuneConfig
 from simvtp_ds.interop.source import Source
 from simvtp_ds.model.params import layered_groups
 from simvtp_ds.model.retrieval import TwoTower
 from simvtp_ds.objectives.finetune import FinetuneTask
-from simvtp_ds.types import AnyLosses, RetrievalBatch, to_device
 
 # (model, videos, tokenizer, data, rank, control, on_progress) to the scores of held-out videos; every rank calls it.
 # Evaluation stands above the engine, so the launch script hands it in.
@@ -130,29 +129,10 @@ def choose_tokenizer(config: FinetuneConfig, source: Source | None) -> Tokenizer
 
 @dataclass(kw_only=True)
 class FinetuneTrainer(Trainer):
-    """The loop, with scores of held-out videos, and a contrast that accumulation does not shrink."""
+    """The loop, with scores of held-out videos."""
 
     validate: Callable[..., dict[str, Any]] | None
     validate_every: int  # steps
-
-    def train_step(self, step: int, batches: Iterator[RetrievalBatch]) -> list[AnyLosses]:
-        """One global step; the contrast is over all its micro batches (objectives/finetune.py)."""
-        if self.settings.accumulation == 1:
-            return super().train_step(step, batches)
-        self.set_learning_rate(step)
-        task: FinetuneTask = self.engine.module
-        micro_batches = [next(batches) for _ in range(self.settings.accumulation)]  # on the host
-        features, video_ids = [], []
-        for micro, batch in enumerate(micro_batches):
-            batch = to_device(batch, self.engine.device)
-            seed_dropout(self.position.seed, step, micro, self.rank.rank)
-            features.append(task.features(batch))
-            video_ids.append(batch.video_ids)
-        cached = task.contrast_gradients(features, video_ids)
-        return [
-            self.micro_step(step, micro, to_device(batch, self.engine.device), cached[micro])
-            for micro, batch in enumerate(micro_batches)
-        ]
 
     def after_step(self, done: int) -> None:
         """Score the held-out videos when it is time, with the average of the weights where one is kept."""

@@ -7,6 +7,8 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from simvtp_ds.data.loader import BadClip
+from simvtp_ds.engine.failures import TrainingError
 from simvtp_ds.files import replacing
 
 
@@ -79,25 +82,40 @@ class Journal:
 
     def say(self, line: str) -> None:
         """One line to the log file and to the terminal."""
-        self.lines.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         if self.progress.disable:
             print(line, flush=True)
         else:
             self.progress.console.print(line, markup=False, highlight=False)
+        with self.writing():
+            self.lines.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
     def event(self, **values: Any) -> None:
         """One JSON line."""
-        self.json.write(json.dumps(values) + "\n")
+        with self.writing():
+            self.json.write(json.dumps(values) + "\n")
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn a full disk, or one that is gone, into the end of the run: a run whose losses get lost is no use."""
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"{self.folder} cannot be written ({error}); checkpoints are intact. Make room, then go on with "
+                "--resume auto"
+            ) from error
 
     def steps(self, steps: list[int], losses: list[dict[str, float]], told: dict[str, float]) -> None:
         """The steps since the last call: their losses (null where not finite), and rates for the last."""
         for step, named in zip(steps, losses, strict=True):
             finite = {name: value if math.isfinite(value) else None for name, value in named.items()}
             self.event(step=step, **finite, **(told if step == steps[-1] else {}))
-            for name, value in named.items():
-                self.board.add_scalar(f"loss/{name}", value, step)
-        for name, value in told.items():
-            self.board.add_scalar(f"train/{name}", value, steps[-1])
+            with self.writing():
+                for name, value in named.items():
+                    self.board.add_scalar(f"loss/{name}", value, step)
+        with self.writing():
+            for name, value in told.items():
+                self.board.add_scalar(f"train/{name}", value, steps[-1])
         last = losses[-1]
         parts = " ".join(f"{name} {value:.4f}" for name, value in last.items())
         rates = f"lr {told['lr']:.2e} {told['clips_per_s']:.1f} clips/s wait {100 * told['data_wait_share']:.0f} %"
@@ -123,9 +141,9 @@ class Journal:
     def close(self) -> None:
         """Flush everything."""
         self.progress.stop()
-        self.board.close()
-        self.lines.close()
-        self.json.close()
+        for file in (self.board, self.lines, self.json):
+            with suppress(OSError):  # a full disk has ended the run already
+                file.close()
 
 
 class BadClipLog:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from simvtp_ds.engine.failures import TrainingError
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -92,12 +94,35 @@ def find_rank(environment: MutableMapping[str, str] = os.environ) -> Rank:
     )
 
 
+def open_store(rank: Rank, timeout: float) -> Any:
+    """A connection of one's own to the store in which the ranks meet; rank 0 keeps it, or torchrun does.
+
+    Raises:
+        RuntimeError: it does not answer within `timeout` seconds, or its port is taken.
+    """
+    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    c10d: Any = dist  # whose names of stores are documented, but not declared
+    store = c10d.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=rank.is_main and not by_agent,
+        timeout=timedelta(seconds=timeout),
+        wait_for_workers=False,
+        multi_tenant=True,  # the process group of rank 0 shares the server
+    )
+    # torchrun keeps its store when it starts the ranks again.
+    return c10d.PrefixStore(f"simvtp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
 def connect(rank: Rank, timeout: float) -> None:
     """Join the process group; every rank must call it.
 
     Args:
         rank: This process.
         timeout: Seconds after which a collective that somebody does not join fails.
+
+    Raises:
+        TrainingError: the port on which the ranks meet is taken.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -109,9 +134,15 @@ def connect(rank: Rank, timeout: float) -> None:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // rank.local_world_size))
     else:
         accelerator.set_device(rank.local_rank)
-    deepspeed.init_distributed(
-        dist_backend=accelerator.communication_backend_name(), timeout=timedelta(seconds=timeout), verbose=False
-    )
+    try:
+        deepspeed.init_distributed(
+            dist_backend=accelerator.communication_backend_name(), timeout=timedelta(seconds=timeout), verbose=False
+        )
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ["MASTER_PORT"]
+        raise TrainingError(f"port {port} is taken, maybe by another run: give another --master_port") from error
 
 
 class Control:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable
@@ -23,15 +24,18 @@ from simvtp_ds.data.manifest import Manifest
 from simvtp_ds.data.mixture import Mixture
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.ds_settings import DeepSpeedSettings
-from simvtp_ds.engine import checkpoint
+from simvtp_ds.engine.checkpoint import Position
 from simvtp_ds.engine.ema import Ema
-from simvtp_ds.engine.failures import TrainingError, Watchdog
+from simvtp_ds.engine.failures import TrainingError
 from simvtp_ds.engine.meters import BadClipLog, Journal
+from simvtp_ds.engine.mirror import open_mirror
+from simvtp_ds.engine.outcome import FAILED, REFUSED, write_outcome
 from simvtp_ds.engine.ranks import Control, Rank, connect
-from simvtp_ds.engine.resume import check_inputs, find_start
+from simvtp_ds.engine.resume import RefusedError, check_inputs, check_pickles, check_position, find_start
 from simvtp_ds.engine.schedule import Schedule
 from simvtp_ds.engine.start import Start
 from simvtp_ds.engine.train import Trainer, start_engine
+from simvtp_ds.engine.watchdog import Watchdog
 from simvtp_ds.finetune_config import FinetuneConfig
 from simvtp_ds.model.blocks import use_fast_norm_if_available
 
@@ -93,15 +97,20 @@ def steps_per_epoch(count: int, things: str, settings: DeepSpeedSettings, world_
 def lock_run(run: Path) -> IO[str]:
     """Make the run's folder and take it for this process; the lock goes when the process ends, however it ends.
 
+    It holds against other hosts, too, where the file system passes flock on (NFS since 4.0 does, Lustre with -o flock).
+
     Raises:
         TrainingError: another run has it, or it cannot be written.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = (run / ".lock").open("w")
+        lock = (run / ".lock").open("a+")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
+        print(f"process {os.getpid()} on {platform.node()}", file=lock, flush=True)
     except BlockingIOError:
-        raise TrainingError(f"{run} is in use by another run on this host: name another --run.dir") from None
+        holder = (run / ".lock").read_text().strip() or "another run"
+        raise TrainingError(f"{run} is in use by {holder}: name another --run.dir") from None
     except OSError as error:
         raise TrainingError(f"run.dir {run} cannot be written: {error}") from error
     return lock
@@ -143,13 +152,14 @@ def open_journal(job: Job, run: Path, engine: Any, rank: Rank, hosts: list[str],
     return Journal(run, job.schedule.total_steps, first_step)
 
 
-def train(job: Job, rank: Rank, resume: str) -> str:
+def train(job: Job, rank: Rank, resume: str, watchdog: Watchdog) -> str:
     """Train, from the start or from the newest valid checkpoint; every rank calls it.
 
     Args:
         job: What to train.
         rank: This process.
         resume: "auto", "none", or the path of a checkpoint.
+        watchdog: Of this process.
 
     Returns:
         "finished", or "stopped" when a signal asked for it.
@@ -157,17 +167,39 @@ def train(job: Job, rank: Rank, resume: str) -> str:
     Raises:
         TrainingError: the run cannot go on; the message says why and what to do.
     """
+    run = Path(job.config.run.dir)
+    lock, problem = None, ""
+    try:
+        lock = lock_run(run) if rank.is_main else None
+    except TrainingError as error:
+        problem = str(error)
+    outcome, reason = FAILED, ""
+    try:
+        outcome, reason = _train(job, rank, resume, watchdog, problem)
+        return outcome
+    except TrainingError as error:
+        outcome, reason = REFUSED if isinstance(error, RefusedError) else FAILED, str(error)
+        raise
+    finally:
+        if lock is not None:
+            write_outcome(run, outcome, reason)
+            lock.close()
+
+
+def _train(job: Job, rank: Rank, resume: str, watchdog: Watchdog, problem: str) -> tuple[str, str]:
+    """`train` once the main rank has the folder, or the problem with that: the outcome, and who asked to stop."""
     settings, config, timeout = job.settings, job.config.run, job.config.run.step_timeout
     run = Path(config.dir)
-    lock = lock_run(run) if rank.is_main else None
-    watchdog = Watchdog(timeout)
     connect(rank, timeout)
     control = Control(timeout)
+    if problem := control.gather(problem)[0]:  # told to all: ranks of other hosts would wait for the main one
+        raise TrainingError(problem)
     hosts = control.gather(platform.node())
     if not all(control.gather(run.is_dir())):
         raise TrainingError(f"run.dir {run} is not on a file system that all hosts share: name one that is")
+    watchdog.log_to(run)
 
-    position = checkpoint.Position(
+    position = Position(
         step=0,
         world_size=rank.world_size,
         zero_stage=settings.zero_stage,
@@ -178,16 +210,22 @@ def train(job: Job, rank: Rank, resume: str) -> str:
         model=json.dumps(job.identity),
     )
     notes = job.start.lines() if job.start is not None else []
-    folder = find_start(run, resume, rank, control, notes.append)
+    second = Path(config.mirror) if config.mirror else None
+    mirror = open_mirror(run, second, config.keep, rank, control)
+    folder = find_start(run, second, resume, rank, control, notes.append)
+    convert = False
     if folder is not None:
-        position = replace(position, step=checkpoint.check_position(folder, position))
+        then = check_position(folder, position)
+        convert = then.world_size != rank.world_size and settings.zero_stage > 0
+        position = replace(position, step=then.step)
         check_inputs(folder, job.config, job.tokenizer)
+        check_pickles(folder)
 
     torch.manual_seed(config.seed)
     use_fast_norm_if_available()
     task, groups = job.build()
     parameters = sum(p.numel() for p in task.parameters())
-    engine = start_engine(task, groups, settings)
+    engine = start_engine(task, groups, settings, universal=convert)
     loader = Loader(
         job.examples,
         job.config.data,
@@ -210,9 +248,10 @@ def train(job: Job, rank: Rank, resume: str) -> str:
         control=control,
         watchdog=watchdog,
         ema=Ema(engine, job.ema_decay) if job.ema_decay else None,
+        mirror=mirror,
     )
     if folder is not None:
-        trainer.load(folder)
+        trainer.load(folder, convert)
     if rank.is_main:
         trainer.journal = open_journal(job, run, engine, rank, hosts, position.step)
     for note in notes:
@@ -223,9 +262,14 @@ def train(job: Job, rank: Rank, resume: str) -> str:
         f"{settings.dtype}, ZeRO-{settings.zero_stage}, {type(inner_optimizer(engine)).__name__}, steps "
         f"{position.step} to {job.schedule.total_steps} ({loader.steps_per_epoch} an epoch)"
         + (f", resumed from {folder}" if folder else "")
+        + (", converted for another number of ranks" if convert else "")
     )
     try:
         outcome = trainer.train()
+        if mirror is not None:
+            watchdog.feed()
+            for line in mirror.close(timeout / 3):
+                trainer.say(line)
     except TrainingError as error:
         trainer.say(f"ended: {error}")
         raise
@@ -233,9 +277,7 @@ def train(job: Job, rank: Rank, resume: str) -> str:
         loader.close()
         if trainer.journal is not None:
             trainer.journal.close()
-        if lock is not None:
-            lock.close()
     # gloo's threads would outlive the interpreter and now and then abort a finished run. Not after an error: other
     # ranks may still wait in a collective, and this would wait for them.
     torch.distributed.destroy_process_group()
-    return outcome
+    return outcome, trainer.stopped_by

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from simvtp_ds.engine.checkpoint import RECORD, Position, record_of, steps_of
+from simvtp_ds.engine.cpu_adam import replay_bias_correction
 from simvtp_ds.engine.failures import TrainingError
 from simvtp_ds.engine.ranks import Control, Rank
 from simvtp_ds.files import replacing, sha256, sync_folder
@@ -28,6 +29,7 @@ from simvtp_ds.files import replacing, sha256, sync_folder
 PARTIAL = ".partial-"
 WEIGHTS = "weights.safetensors"
 AVERAGE = "ema.safetensors"
+OF_A_GROUP = ("weight_decay", "lr_scale")  # what parameter groups differ in (model/params.py)
 
 
 def fp32_weights(engine: Any) -> dict[str, torch.Tensor]:
@@ -174,6 +176,11 @@ def load(engine: Any, folder: Path) -> None:
     Raises:
         TrainingError: DeepSpeed found nothing to load.
     """
+    # From the universal format ZeRO-3 gives the first group's weight decay to all of them.
+    kept = [{name: group[name] for name in OF_A_GROUP if name in group} for group in engine.optimizer.param_groups]
     path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
     if path is None:
         raise TrainingError(f"DeepSpeed could not load {folder}, though every file in it is intact")
+    for group, values in zip(engine.optimizer.param_groups, kept, strict=True):
+        group.update(values)
+    replay_bias_correction(engine.optimizer)

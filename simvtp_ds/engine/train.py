@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,16 @@ from simvtp_ds.engine.ema import Ema
 from simvtp_ds.engine.failures import (
     SkippedSteps,
     StopRequest,
-    Watchdog,
     keep_output_writable,
     not_finite,
 )
 from simvtp_ds.engine.meters import Journal, Window, memory_gib
+from simvtp_ds.engine.mirror import Mirror
 from simvtp_ds.engine.ranks import Control, Rank
 from simvtp_ds.engine.saving import AVERAGE, load, save
 from simvtp_ds.engine.schedule import Schedule, set_learning_rate
+from simvtp_ds.engine.universal import universal
+from simvtp_ds.engine.watchdog import Watchdog
 from simvtp_ds.types import AnyLosses, to_device
 
 
@@ -39,14 +42,24 @@ def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def start_engine(task: torch.nn.Module, groups: list[dict], settings: DeepSpeedSettings) -> Any:
-    """The DeepSpeed engine around a task; optimizer, dtype and ZeRO come from the user's JSON as it is."""
+def start_engine(task: torch.nn.Module, groups: list[dict], settings: DeepSpeedSettings, universal: bool) -> Any:
+    """The DeepSpeed engine around a task; optimizer, dtype and ZeRO come from the user's JSON as it is.
+
+    `universal`: the checkpoint that it will load comes from engine/universal.py.
+    """
     import deepspeed
 
     # DeepSpeed still calls it by its old name; the reader of a log can do nothing about that.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated", category=FutureWarning)
     parameters: Any = groups  # DeepSpeed annotates a module and documents parameter groups
-    engine, *_ = deepspeed.initialize(model=task, model_parameters=parameters, config=settings.raw)
+    config = settings.raw
+    if universal:
+        config = {**config, "checkpoint": {**config.get("checkpoint", {}), "load_universal": True}}
+    engine, *_ = deepspeed.initialize(model=task, model_parameters=parameters, config=config)
+    if settings.dtype == "fp16":
+        # At its floor DeepSpeed's scaler would end the run by itself; run.max_skipped decides that, see SkippedSteps.
+        optimizer: Any = engine.optimizer
+        optimizer.loss_scaler.raise_error_at_min_scale = False
     return engine
 
 
@@ -65,6 +78,8 @@ class Trainer:
     watchdog: Watchdog
     journal: Journal | None = None  # on the main rank
     ema: Ema | None = None  # the moving average of the weights, where one is kept
+    mirror: Mirror | None = None  # on the main rank, where there is a second location
+    stopped_by: str = ""  # who asked to stop, see `StopRequest`
 
     def say(self, line: str) -> None:
         """One line, from the main rank."""
@@ -72,12 +87,35 @@ class Trainer:
             self.journal.say(line)
 
     def train_step(self, step: int, batches: Iterator[Any]) -> list[AnyLosses]:
-        """One global step: forward and backward over the accumulated micro batches, one update."""
+        """One global step: forward and backward over the accumulated micro batches, one update.
+
+        The losses are those of all its clips in one batch: contrast and words do not shrink with the micro batches.
+        """
         self.set_learning_rate(step)
+        task, device, accumulation = self.engine.module, self.engine.device, self.settings.accumulation
+        if accumulation == 1:
+            return [self.micro_step(step, 0, to_device(next(batches), device))]
+        micro_batches = [next(batches) for _ in range(accumulation)]  # on the host
+        features = []
+        for micro, batch in enumerate(micro_batches if task.contrasts_whole_step else ()):
+            seed_dropout(self.position.seed, step, micro, self.rank.rank)
+            features.append(task.features(to_device(batch, device)))
+        of_step = task.of_step(features, micro_batches)
         return [
-            self.micro_step(step, micro, to_device(next(batches), self.engine.device))
-            for micro in range(self.settings.accumulation)
+            self.micro_step(step, micro, to_device(batch, device), of_step[micro])
+            for micro, batch in enumerate(micro_batches)
         ]
+
+    def batches(self) -> Iterator[Any]:
+        """The loader's batches; the watchdog knows whether one is waited for or worked on."""
+        batches = iter(self.loader)
+        while True:
+            self.watchdog.at("the data")
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.watchdog.at("forward and backward")
+            yield batch
 
     def set_learning_rate(self, step: int) -> None:
         """Of every parameter group, for global step `step`."""
@@ -155,20 +193,28 @@ class Trainer:
         if self.journal is not None:
             self.journal.steps(window.steps, values, {k: v for k, v in told.items() if math.isfinite(v)})
 
-    def load(self, folder: Path) -> None:
-        """Take up a checkpoint; all ranks together."""
-        load(self.engine, folder)
+    def load(self, folder: Path, convert: bool) -> None:
+        """Take up a checkpoint; all ranks together. `convert`: it was written by another number of ranks."""
+        self.watchdog.feed()
+        run, waiting = Path(self.config.dir), self.watchdog.feed
+        with universal(folder, run, self.rank, self.control, waiting) if convert else nullcontext(folder) as source:
+            load(self.engine, source)
         if self.ema is not None:
             self.ema.load(load_file(folder / AVERAGE))
 
     def save(self, step: int) -> None:
         """Write a checkpoint; all ranks together."""
         keep_output_writable()
+        self.watchdog.at("the checkpoint")
         started = time.perf_counter()
         position = replace(self.position, step=step)
         average = self.ema.full if self.ema is not None else None
         folder = save(self.engine, Path(self.config.dir), position, self.rank, self.control, self.config.keep, average)
         self.say(f"checkpoint {folder} written in {time.perf_counter() - started:.1f} s")
+        if self.mirror is not None:
+            for line in self.mirror.told():
+                self.say(line)
+            self.mirror.copy(folder)
 
     def train(self) -> str:
         """Run to the last step, or until a signal asks to stop.
@@ -180,12 +226,14 @@ class Trainer:
             TrainingError: the run cannot go on; its message says why and what to do.
         """
         stop, skipped = StopRequest(), SkippedSteps(self.config.max_skipped)
-        batches = iter(self.loader)
+        batches = self.batches()
         saved = first = self.position.step
         window = Window(self.loader.wait_seconds)
         outcome = "finished"
         for step in range(first, self.schedule.total_steps):
+            self.watchdog.at("the start", step + 1)
             losses = self.train_step(step, batches)
+            self.watchdog.at("the end")
             if self.check_applied(step, losses, skipped) and self.ema is not None:
                 self.ema.update(step)
             done = step + 1
@@ -206,9 +254,8 @@ class Trainer:
                 self.watchdog.feed()
             if stopping and done < self.schedule.total_steps:
                 self.say(f"stopped by {stopping} after step {done}: resume me with --resume auto")
-                outcome = "stopped"
+                outcome, self.stopped_by = "stopped", stopping
                 break
-        self.watchdog.stop()
         if outcome == "finished":
             next(batches, None)  # the loader's last word: it refuses a run in which too many clips were bad
         self.say(f"{outcome} at step {saved}: {seen_and_bad(self.loader)}; {skipped.total} steps skipped")

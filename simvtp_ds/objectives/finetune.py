@@ -1,21 +1,12 @@
 """Fine-tuning for text-to-video retrieval as one module, because DeepSpeed wants one forward: L = L_vtc + L_vtm.
 
-Dimensions: A micro batches of a step on this rank, W ranks, B clips of a micro batch, D width.
-
-Where a step has several micro batches, the contrast is over all A * W * B clips, in the memory of one micro batch
-(GradCache, arXiv 2101.06983):
-
-    1. features of each micro batch, without a graph              task.features(batch)
-    2. the contrast of all of them, and its gradient by feature   task.contrast_gradients(features, video_ids)
-    3. each micro batch again, with a graph, that gradient handed on   engine(batch, cached), engine.backward
-
-A micro batch must drop the same in 1 and 3: reseed dropout for it before both.
+Dimensions: B clips of a micro batch, D width. Where a step has several micro batches, the contrast is over all of them
+(whole_step.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,22 +16,8 @@ from simvtp_ds.finetune_config import RetrievalObjectiveConfig
 from simvtp_ds.model.retrieval import TwoTower
 from simvtp_ds.objectives.contrastive import global_contrast, local_contrast
 from simvtp_ds.objectives.matching import counted_match_loss, hardest_videos
+from simvtp_ds.objectives.whole_step import CachedContrast, Features, contrast_gradients, handed_on
 from simvtp_ds.types import RetrievalBatch, RetrievalLosses
-
-
-class Features(NamedTuple):
-    """One micro batch after the towers."""
-
-    video: Tensor  # float32 [B, D], any length
-    text: Tensor  # float32 [B, D], any length
-
-
-class CachedContrast(NamedTuple):
-    """What the contrast of a whole step wants of one micro batch."""
-
-    video: Tensor  # float32 [B, D], A times its gradient by the video features: DeepSpeed divides by A
-    text: Tensor  # float32 [B, D], the same by the text features
-    value: Tensor  # float32 [], the contrast of the whole step, the same for each micro batch
 
 
 class FinetuneTask(nn.Module):
@@ -64,16 +41,17 @@ class FinetuneTask(nn.Module):
         self.model = model
         self.objectives = objectives
         self.scope = global_contrast if objectives.contrastive.scope == "global" else local_contrast
+        self.contrasts_whole_step = True
 
     def forward(self, batch: RetrievalBatch, cached: CachedContrast | None = None) -> RetrievalLosses:
         """The losses of one micro batch on this rank; the mean over ranks is the loss of the global micro batch.
 
         Args:
             batch: The micro batch.
-            cached: From `contrast_gradients`: the contrast is that of the whole step. None: of this micro batch.
+            cached: From `of_step`: the contrast is that of the whole step. None: of this micro batch.
         """
         video, text, features = self._encode(batch)
-        vtc = self.contrast(features, batch.video_ids) if cached is None else _handed_on(features, cached)
+        vtc = self.contrast(features, batch.video_ids) if cached is None else handed_on(features, cached)
         total = self.objectives.vtc * vtc
         vtm = torch.zeros_like(vtc)
         if self.objectives.vtm:
@@ -90,27 +68,9 @@ class FinetuneTask(nn.Module):
         """L_vtc of this rank's clips, against those of this or of all ranks: float32 []."""
         return self.scope(features.video, features.text, self.objectives.contrastive.temperature, video_ids)
 
-    def contrast_gradients(self, features: Sequence[Features], video_ids: Sequence[Tensor]) -> list[CachedContrast]:
-        """The contrast over all micro batches of a step and its gradients, one entry for each of them.
-
-        All ranks call it together. As in one micro batch, the mean over ranks (of the value, and of the gradients that
-        `forward` hands on) is that of one process with all clips. A contrast does not depend on the order of its
-        clips, so it takes them rank by rank though the step's order is micro batch by micro batch.
-
-        Args:
-            features: Of each micro batch, from `features`.
-            video_ids: int64 [B] of each micro batch.
-        """
-        leaves = Features(*(torch.cat(parts).requires_grad_() for parts in zip(*features, strict=True)))
-        with torch.enable_grad():
-            value = self.contrast(leaves, torch.cat(list(video_ids)))
-        gradients = torch.autograd.grad(value, leaves)
-        sizes = [len(part.video) for part in features]
-        parts = (len(features) * gradient for gradient in gradients)
-        return [
-            CachedContrast(video, text, value.detach())
-            for video, text in zip(*(part.split(sizes) for part in parts), strict=True)
-        ]
+    def of_step(self, features: Sequence[Features], micro_batches: Sequence[RetrievalBatch]) -> list[CachedContrast]:
+        """The contrast over all micro batches of a step, from the features of each; all ranks call it."""
+        return contrast_gradients(self.contrast, features, [batch.video_ids for batch in micro_batches])
 
     def _encode(self, batch: RetrievalBatch) -> tuple[Tensor, Tensor, Features]:
         """Tokens of the clips [B, N, D] and of the captions [B, L, D], each embedded once, and their features."""
@@ -131,9 +91,3 @@ class FinetuneTask(nn.Module):
         true = self.model.match_tokens(video, text, batch.word_mask)
         false = self.model.match_tokens(video[negative], text, batch.word_mask)
         return counted_match_loss(true, false, counted)
-
-
-def _handed_on(features: Features, cached: CachedContrast) -> Tensor:
-    """The value of the whole step's contrast, with the cached gradients by this micro batch's features."""
-    surrogate = (features.video * cached.video).sum() + (features.text * cached.text).sum()
-    return cached.value + (surrogate - surrogate.detach())

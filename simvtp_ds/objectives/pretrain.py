@@ -6,8 +6,10 @@ V vocabulary, P values of a patch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
@@ -18,7 +20,8 @@ from simvtp_ds.model.simvtp import SimVTP
 from simvtp_ds.objectives.contrastive import global_contrast, local_contrast
 from simvtp_ds.objectives.matching import match_loss
 from simvtp_ds.objectives.pixels import pixel_loss, pixel_target
-from simvtp_ds.objectives.words import word_loss
+from simvtp_ds.objectives.whole_step import CachedContrast, Features, contrast_gradients, handed_on
+from simvtp_ds.objectives.words import word_loss, words_of_each
 from simvtp_ds.types import Batch, Losses
 
 
@@ -32,6 +35,13 @@ class PretrainOutputs(NamedTuple):
     text_feature: Tensor  # float32 [B, D], mean of the text pass without padding, any length
     match_logits: Tensor  # [B, 2], each video with its caption
     negative_logits: Tensor  # [B, 2], another video of the batch with the caption
+
+
+class OfStep(NamedTuple):
+    """What a micro batch must know of the others of its step, so that their losses are those of one large batch."""
+
+    contrast: CachedContrast | None  # None: the contrast stays within the micro batch
+    words: Tensor  # float32 [], see `words_of_each`
 
 
 class PretrainTask(nn.Module):
@@ -51,22 +61,63 @@ class PretrainTask(nn.Module):
         super().__init__()
         self.model = model
         self.objectives = objectives
-        self.contrast = global_contrast if objectives.contrastive.scope == "global" else local_contrast
+        everybody = objectives.contrastive.scope == "global"
+        self.scope = global_contrast if everybody else local_contrast
+        self.contrasts_whole_step = everybody and objectives.vtc > 0
 
-    def forward(self, batch: Batch) -> Losses:
-        """The losses of one micro batch on this rank; the mean over ranks is the loss of the global micro batch."""
+    def forward(self, batch: Batch, of_step: OfStep | None = None) -> Losses:
+        """The losses of one micro batch on this rank; the mean over ranks is the loss of the global micro batch.
+
+        Args:
+            batch: The micro batch.
+            of_step: From `of_step`, where a step has several micro batches.
+        """
+        cached, words = (None, None) if of_step is None else of_step
         out = self.outputs(batch)
         hidden_words = rearrange(out.joint_text, "b l d -> (b l) d")[batch.hidden_words]
 
         mvm = pixel_loss(out.rebuilt, out.target)
-        mlm = word_loss(self.model.word_logits(hidden_words), batch.hidden_word_ids)
-        temperature = self.objectives.contrastive.temperature
-        vtc = self.contrast(out.video_feature, out.text_feature, temperature, batch.video_ids)
+        mlm = word_loss(self.model.word_logits(hidden_words), batch.hidden_word_ids, words)
+        features = Features(out.video_feature, out.text_feature)
+        vtc = self.contrast(features, batch.video_ids) if cached is None else handed_on(features, cached)
         vtm = match_loss(out.match_logits, out.negative_logits)
 
         weight = self.objectives
         total = weight.mvm * mvm + weight.mlm * mlm + weight.vtc * vtc + weight.vtm * vtm
         return Losses(total, mvm.detach(), mlm.detach(), vtc.detach(), vtm.detach())
+
+    @torch.no_grad()
+    def features(self, batch: Batch) -> Features:
+        """What `forward` contrasts, without a graph and without the other passes."""
+        video, text = self._embed(batch)[1:]
+        video_out = self.model.encode_video_tokens(video)
+        text_out = self.model.encode_text_tokens(text, batch.word_mask)
+        return Features(mean_video(video_out), mean_words(text_out, batch.word_mask))
+
+    def contrast(self, features: Features, video_ids: Tensor) -> Tensor:
+        """L_vtc of this rank's clips, against those of this or of all ranks: float32 []."""
+        return self.scope(features.video, features.text, self.objectives.contrastive.temperature, video_ids)
+
+    def of_step(self, features: Sequence[Features], micro_batches: Sequence[Batch]) -> list[OfStep]:
+        """What each micro batch of a step must know of the others; all ranks call it.
+
+        Args:
+            features: Of each micro batch, from `features`, if `contrasts_whole_step`.
+            micro_batches: On any device.
+        """
+        cached: Sequence[CachedContrast | None] = [None] * len(micro_batches)
+        if self.contrasts_whole_step:
+            cached = contrast_gradients(self.contrast, features, [batch.video_ids for batch in micro_batches])
+        hidden = sum(batch.hidden_words.shape[0] for batch in micro_batches)
+        words = words_of_each(hidden, len(micro_batches), next(self.parameters()).device)
+        return [OfStep(contrast, words) for contrast in cached]
+
+    def _embed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames [B, T, H, W, C], embedded visible patches [B, Nv, D] and words [B, L, D]."""
+        # The bytes of a clip come to the device once; with one view a clip nothing is copied.
+        views = batch.words.shape[0] // batch.frames.shape[0]
+        frames = repeat(batch.frames, "clips t h w c -> (clips k) t h w c", k=views)
+        return frames, self.model.embed_patches(frames, batch.visible), self.model.embed_words(batch.words)
 
     def outputs(self, batch: Batch) -> PretrainOutputs:
         """The four encoder passes (joint, video, text, joint with a wrong video), the decoder and the matching head."""
@@ -78,10 +129,7 @@ class PretrainTask(nn.Module):
                 "train_micro_batch_size_per_gpu to 2 or more (2 x data.views) in the DeepSpeed JSON, or objectives.vtm "
                 "to 0"
             )
-        # The bytes of a clip come to the device once; with one view a clip nothing is copied.
-        frames = repeat(batch.frames, "clips t h w c -> (clips k) t h w c", k=batch.words.shape[0] // clips)
-        video = model.embed_patches(frames, batch.visible)
-        text = model.embed_words(batch.words)
+        frames, video, text = self._embed(batch)
 
         joint_video, joint_text = model.encode_joint_tokens(video, text, words_seen)
         video_out = model.encode_video_tokens(video)

@@ -153,7 +153,7 @@ def test_what_cannot_work_is_refused_in_one_line(
     result = subprocess.run(
         [sys.executable, FINETUNE, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
-    assert result.returncode == 1, result.stdout + result.stderr
+    assert result.returncode == 2, result.stdout + result.stderr
     assert said in result.stderr
     assert "Traceback" not in result.stderr
     assert not (launcher.folder / "refused").exists()

@@ -11,13 +11,12 @@ import pytest
 from simvtp_ds.engine.checkpoint import (
     RECORD,
     Position,
-    check_position,
     newest_valid,
     record_of,
     sha256,
     steps_of,
 )
-from simvtp_ds.engine.failures import TrainingError
+from simvtp_ds.engine.resume import RefusedError, check_position
 
 POSITION = Position(10, 2, 2, "fp32", 64, 0, "abc", "{}")
 
@@ -83,6 +82,13 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 def test_going_on_with_other_settings_is_refused_with_both_values(tmp_path: Path) -> None:
     folder = make(tmp_path, 10)
-    assert check_position(folder, replace(POSITION, step=0)) == 10
-    with pytest.raises(TrainingError, match="world_size was 2, is 4"):
-        check_position(folder, replace(POSITION, world_size=4))
+    assert check_position(folder, replace(POSITION, step=0)) == POSITION
+    with pytest.raises(RefusedError, match="seed was 0, is 1"):
+        check_position(folder, replace(POSITION, seed=1))
+
+
+def test_another_number_of_ranks_may_go_on_if_the_global_batch_stays(tmp_path: Path) -> None:
+    folder = make(tmp_path, 10)
+    assert check_position(folder, replace(POSITION, world_size=4)).world_size == 2
+    with pytest.raises(RefusedError, match=r"global_batch was 64, is 128 .*2 ranks, now there are 4.*accumulation"):
+        check_position(folder, replace(POSITION, world_size=4, global_batch=128))

@@ -99,7 +99,7 @@ def work(rank: int, folder: str) -> None:
     towers = tiny_towers()
     task = FinetuneTask(towers, RetrievalObjectiveConfig())
     micros = [retrieval_part(whole_step(), micro, rank) for micro in range(2)]
-    cached = task.contrast_gradients([task.features(m) for m in micros], [m.video_ids for m in micros])
+    cached = task.of_step([task.features(m) for m in micros], micros)
     totals = [task(micro, gradients).total for micro, gradients in zip(micros, cached, strict=True)]
     torch.stack(totals).mean().backward()
     results["cached"] = (torch.stack(totals).detach(), [p.grad for p in towers.parameters()])

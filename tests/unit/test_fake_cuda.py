@@ -22,8 +22,9 @@ from simvtp_ds.config import ContrastiveConfig, ModelConfig, ObjectiveConfig
 from simvtp_ds.finetune_config import RetrievalObjectiveConfig
 from simvtp_ds.model.retrieval import TwoTower
 from simvtp_ds.model.simvtp import SimVTP
-from simvtp_ds.objectives.finetune import CachedContrast, Features, FinetuneTask
+from simvtp_ds.objectives.finetune import FinetuneTask
 from simvtp_ds.objectives.pretrain import PretrainTask
+from simvtp_ds.objectives.whole_step import CachedContrast, Features
 from simvtp_ds.types import Batch, RetrievalBatch
 
 REAL_BATCH = tiny_batch(4)
@@ -173,7 +174,7 @@ def test_gradients_of_fine_tuning_keep_to_one_device_and_their_dtype(dtype: torc
         batch, state = fake_retrieval_batch(device), fake_state(task, dtype, device)
         weights = {name: state[name].requires_grad_() for name, _ in task.named_parameters()}
         features = Features(*(torch.empty(4, TINY.width, device=device) for _ in range(2)))
-        cached = task.contrast_gradients([features, features], [batch.video_ids] * 2)[1]
+        cached = task.of_step([features, features], [batch] * 2)[1]
         losses = functional_call(task, state, (batch, cached))
         gradients = torch.autograd.grad(losses.total, list(weights.values()))
     for weight, gradient in zip(weights.values(), gradients, strict=True):

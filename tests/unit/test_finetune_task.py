@@ -106,7 +106,7 @@ def cached_step(task: FinetuneTask, micros: list[RetrievalBatch], seed: int = 0)
         features.append(task.features(batch))
     assert not any(tensor.requires_grad for pair in features for tensor in pair)
     totals = []
-    for micro, cached in enumerate(task.contrast_gradients(features, [batch.video_ids for batch in micros])):
+    for micro, cached in enumerate(task.of_step(features, micros)):
         torch.manual_seed(seed + micro)
         losses = task(micros[micro], cached)
         (losses.total / len(micros)).backward()
@@ -161,7 +161,7 @@ def test_the_task_leaves_its_batch_and_features_as_they_were() -> None:
     batch, task = retrieval_batch(4), FinetuneTask(tiny_towers(match=True), BOTH)
     features = task.features(batch)
     before = [tensor.clone() for tensor in (*batch, *features)]
-    (cached,) = task.contrast_gradients([features], [batch.video_ids])
+    (cached,) = task.of_step([features], [batch])
     task(batch, cached).total.backward()
     assert all(torch.equal(a, b) for a, b in zip(before, (*batch, *features), strict=True))
 

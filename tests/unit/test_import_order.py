@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # design.md; modules of one rank may import each other as long as no circle arises. `launching` is what launch/ shares.
 ORDER = (
-    ("types", "files", "progress"),
+    ("types", "files", "progress", "hosts", "urls"),
     ("data_config",),
     ("config", "finetune_config"),
     ("config_files",),
@@ -25,6 +25,7 @@ ORDER = (
     ("search",),
     ("bench",),
     ("launching",),
+    ("supervise",),
 )
 # Programs (`python -m ...`) stand on top of everything, wherever their file lies; no module imports them.
 PROGRAMS = {"simvtp_ds.interop.golden", "simvtp_ds.evaluation.ablation"}

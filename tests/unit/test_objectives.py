@@ -219,6 +219,82 @@ def test_every_parameter_has_a_gradient_when_weights_are_zero_and_no_word_is_hid
     assert not missing
 
 
+def part(batch: Batch, first: int, clips: int) -> Batch:
+    """Some clips of a batch as a micro batch."""
+    words = batch.words.shape[1]
+    chosen = slice(first, first + clips)
+    hidden = (batch.hidden_words // words >= first) & (batch.hidden_words // words < first + clips)
+    rest = {name: value[chosen] for name, value in batch._asdict().items() if not name.startswith("hidden_word")}
+    return Batch(
+        **{**rest, "negative": (torch.arange(clips) + 1) % clips},
+        hidden_words=batch.hidden_words[hidden] - first * words,
+        hidden_word_ids=batch.hidden_word_ids[hidden],
+    )
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_contrast_of_two_micro_batches_is_that_of_one_batch(dropout: float) -> None:
+    batch = tiny_batch(8)
+    batch = batch._replace(video_ids=torch.tensor([0, 1, 2, 3, 4, 5, 2, 7]))  # video 2 is in both micro batches
+    micros = [part(batch, 0, 4), part(batch, 4, 4)]
+    tasks = [PretrainTask(tiny_model(), ObjectiveConfig(mvm=0, mlm=0, vtm=0)) for _ in range(2)]
+    for module in (module for task in tasks for module in task.model.words.modules()):
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    ours, whole = tasks
+    assert ours.contrasts_whole_step
+    features = []
+    for micro, of_micro in enumerate(micros):
+        torch.manual_seed(micro)
+        features.append(ours.features(of_micro))
+    of_step = ours.of_step(features, micros)
+    for micro, of_micro in enumerate(micros):
+        torch.manual_seed(micro)
+        losses = ours(of_micro, of_step[micro])
+        (losses.total / 2).backward()
+    # The same in one graph: both micro batches through the model, one contrast of all their clips.
+    outputs = []
+    for micro, of_micro in enumerate(micros):
+        torch.manual_seed(micro)
+        outputs.append(whole.outputs(of_micro))
+    video, text = (torch.cat([getattr(out, name) for out in outputs]) for name in ("video_feature", "text_feature"))
+    expected = local_contrast(video, text, 0.05, batch.video_ids)
+    expected.backward()
+    torch.testing.assert_close(losses.vtc, expected)
+    compared = 0
+    for (name, one), other in zip(ours.model.named_parameters(), whole.model.parameters(), strict=True):
+        if other.grad is not None and other.grad.any():
+            assert one.grad is not None
+            assert (one.grad - other.grad).abs().max() <= 1e-5 * other.grad.abs().max() + 1e-7, name
+            compared += 1
+    assert compared > 20
+
+
+def test_the_words_of_two_micro_batches_weigh_alike_though_one_hides_more_of_them() -> None:
+    batch = tiny_batch(8)
+    micros = [part(batch, 0, 4), part(batch, 4, 4)]
+    assert len(micros[0].hidden_words) != len(micros[1].hidden_words)
+    words = ObjectiveConfig(mvm=0, vtc=0, vtm=0)
+    ours, whole = PretrainTask(tiny_model(), words), PretrainTask(tiny_model(), words)
+    totals = []
+    for micro, of_step in zip(micros, ours.of_step([], micros), strict=True):
+        assert of_step.contrast is None
+        total = ours(micro, of_step).total / 2
+        total.backward()
+        totals.append(total.detach())
+    expected = whole(batch).total
+    expected.backward()
+    torch.testing.assert_close(sum(totals), expected)
+    for (name, one), other in zip(ours.model.named_parameters(), whole.model.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert (one.grad - other.grad).abs().max() <= 1e-5 * other.grad.abs().max() + 1e-7, name
+
+
+def test_a_local_contrast_stays_with_its_micro_batch() -> None:
+    local = ObjectiveConfig(contrastive=ContrastiveConfig(scope="local"))
+    assert not PretrainTask(tiny_model(), local).contrasts_whole_step
+
+
 def test_one_clip_is_refused_by_matching_and_taken_without_it() -> None:
     model, batch = tiny_model(), tiny_batch(1)
     with pytest.raises(ValueError, match="train_micro_batch_size_per_gpu to 2 or more"):

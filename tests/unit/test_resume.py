@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 
 from simvtp_ds.config import PretrainConfig
 from simvtp_ds.config_files import save_config
 from simvtp_ds.data.text import Tokenizer, train_wordpiece
-from simvtp_ds.engine.failures import TrainingError
-from simvtp_ds.engine.resume import check_inputs
+from simvtp_ds.engine.resume import RefusedError, check_inputs, check_pickles
 from simvtp_ds.finetune_config import FinetuneConfig
 
 
@@ -38,7 +39,7 @@ def test_the_same_run_goes_on(checkpoint: Path) -> None:
 
 def test_other_words_are_refused_though_there_are_as_many(checkpoint: Path) -> None:
     assert tokenizer_of("abd").vocab_size == tokenizer_of("abc").vocab_size
-    with pytest.raises(TrainingError, match="other words"):
+    with pytest.raises(RefusedError, match="other words"):
         check_inputs(checkpoint, FinetuneConfig(init="runs/a"), tokenizer_of("abd"))
 
 
@@ -53,5 +54,28 @@ def test_other_weights_to_start_pretraining_from_are_refused(checkpoint: Path, f
 
 @pytest.mark.parametrize("init", ["runs/b", ""])
 def test_another_model_to_start_from_is_refused(checkpoint: Path, init: str) -> None:
-    with pytest.raises(TrainingError, match="init was runs/a"):
+    with pytest.raises(RefusedError, match="init was runs/a"):
         check_inputs(checkpoint, FinetuneConfig(init=init), tokenizer_of("abc"))
+
+
+class Code:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_files_that_would_run_code_are_refused_before_anything_is_unpickled(checkpoint: Path, tmp_path: Path) -> None:
+    scalers = [LossScaler(1), DynamicLossScaler(65536, 1000, 1, 1, False, dtype=torch.float16)]
+    torch.save({"scale": scalers, "weights": torch.ones(2)}, checkpoint / "ours.pt")
+    check_pickles(checkpoint)
+    torch.save({"weights": torch.ones(2), "step": Code(tmp_path / "made")}, checkpoint / "theirs.pt")
+    with pytest.raises(RefusedError, match=r"theirs\.pt would load builtins\.getattr, pathlib"):
+        check_pickles(checkpoint)
+    (checkpoint / "theirs.pt").write_bytes(b"no zip")
+    with pytest.raises(RefusedError, match=r"theirs\.pt is no file of torch\.save"):
+        check_pickles(checkpoint)
+    assert not (tmp_path / "made").exists()

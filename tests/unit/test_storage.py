@@ -18,6 +18,7 @@ from simvtp_ds.data.storage import ByteRange, Source, open_source, read_source, 
 from simvtp_ds.data.storage_cache import PARTS, Cache
 from simvtp_ds.data.storage_remote import longest_read
 from simvtp_ds.data_config import StorageConfig
+from simvtp_ds.urls import without_secrets
 
 BYTES = bytes(range(256)) * 8
 QUICK = StorageConfig(timeout=0.2, retries=2)
@@ -214,3 +215,46 @@ def test_many_processes_share_a_cache(tmp_path):
     assert [process.exitcode for process in processes] == [0] * 4
     assert errors.empty()
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("uri", ["../a.mp4", "shards/../../a.tar", ".."])
+def test_a_relative_name_cannot_lead_out_of_its_folder(uri):
+    for root in ("", "/root", "s3://bucket/set"):
+        with pytest.raises(ValueError, match="leads out of its folder"):
+            resolve(uri, "/set", root)
+    assert resolve("a..b/..c.mp4", "/set") == "/set/a..b/..c.mp4"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://user:pa55@host/a.mp4: no answer", "https://***@host/a.mp4: no answer"),
+        ("s3://KEY:SECRET@bucket/set", "s3://***@bucket/set"),
+        ("https://host/a.mp4?sig=SE%2FCRET&sp=r: HTTP 403", "https://host/a.mp4?***: HTTP 403"),
+        ("url='https://host/a?token=SECRET', b", "url='https://host/a?***', b"),
+        ("/local/what?.mp4 and me@host", "/local/what?.mp4 and me@host"),
+        ("memory://set/a.tar", "memory://set/a.tar"),
+    ],
+)
+def test_passwords_and_tokens_of_urls_are_not_shown(text, shown):
+    assert without_secrets(text) == shown
+
+
+def test_errors_and_warnings_of_a_store_do_not_show_its_tokens(monkeypatch, caplog):
+    uri = "memory://set/a.tar?sig=SECRET"
+
+    def refused(*_):
+        raise ConnectionError(f"403 for {uri}")
+
+    monkeypatch.setattr(storage_remote, "_cat", refused)
+    with caplog.at_level(logging.WARNING), pytest.raises(OSError, match="403 for memory") as error:
+        read_source(Source(uri, 0, 10), QUICK)
+    assert len(caplog.records) == QUICK.retries
+    assert "SECRET" not in caplog.text + str(error.value)
+
+
+@pytest.mark.parametrize("root", ["s3://KEY:SECRET@bucket/set", "https://host/set?sig=SECRET"])
+def test_a_root_with_a_token_is_refused_since_the_run_saves_it(root):
+    with pytest.raises(ValueError, match=r"data\.storage\.root") as error:
+        StorageConfig(root=root)
+    assert "SECRET" not in str(error.value)
