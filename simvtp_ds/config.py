@@ -11,6 +11,8 @@ from typing import Literal
 
 from simvtp_ds.data_config import DataConfig, require
 
+RUNNING_CELL = 4  # time steps after which the running cell of masks.rebuild_half starts again
+
 
 @dataclass(frozen=True)
 class MaskConfig:
@@ -19,10 +21,13 @@ class MaskConfig:
     Args:
         tube_ratio: Share of the spatial patches hidden at every time step (tube mask).
         word_ratio: Probability that a word is hidden; a hidden word always becomes [MASK].
+        rebuild_half: Rebuild only half of the hidden patches, another half at each time step (the running cell of
+            VideoMAE V2, arXiv 2303.16727). The decoder, and so the step, gets cheaper; the loss has fewer targets.
     """
 
     tube_ratio: float = 0.9
     word_ratio: float = 0.75
+    rebuild_half: bool = False
 
     def __post_init__(self) -> None:
         require(0 < self.tube_ratio < 1, f"masks.tube_ratio is {self.tube_ratio}; give a share between 0 and 1")
@@ -119,6 +124,22 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
+class ComputeConfig:
+    """Ways to compute the same step; docs/performance.md says what each is worth.
+
+    Args:
+        compile: Compile the transformer blocks (torch.compile). The first steps take minutes.
+        recompute: Keep only the inputs of the blocks and run each again in the backward pass (activation
+            checkpointing): less memory, a third more time.
+        tf32: Products of fp32 runs in TF32, on GPUs that have it (Ampere and later): faster, 10 bits of mantissa.
+    """
+
+    compile: bool = False
+    recompute: bool = False
+    tf32: bool = False
+
+
+@dataclass(frozen=True)
 class ScheduleConfig:
     """Length of the run and shape of the learning rate: multipliers of the peak in the DeepSpeed JSON, set every step.
 
@@ -190,6 +211,7 @@ class PretrainConfig:
         masks: How much is hidden.
         model: Sizes of the model.
         objectives: Weights and settings of the four losses.
+        compute: Ways to compute the same step.
         schedule: Length and learning-rate shape.
         run: Folder, seed, checkpoints, logging.
     """
@@ -200,6 +222,7 @@ class PretrainConfig:
     masks: MaskConfig = field(default_factory=MaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objectives: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -212,4 +235,10 @@ class PretrainConfig:
             0 < hidden < patches,
             f"masks.tube_ratio {self.masks.tube_ratio} hides {hidden} of {patches} patches: some must be hidden and "
             "some visible",
+        )
+        steps = data.num_frames // model.tubelet_size
+        require(
+            not self.masks.rebuild_half or steps % RUNNING_CELL == 0,
+            f"masks.rebuild_half needs a multiple of {RUNNING_CELL} time steps, and data.num_frames {data.num_frames} "
+            f"with model.tubelet_size {model.tubelet_size} makes {steps}: change one of them, or leave it off",
         )

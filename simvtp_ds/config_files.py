@@ -53,6 +53,17 @@ def config_parser(config_class: type, preset: str, description: str) -> Argument
     return parser
 
 
+def chosen_preset(arguments: list[str], default: str) -> str:
+    """The value of --preset, which is needed before a `config_parser` can be made."""
+    preset = default
+    for i, argument in enumerate(arguments):
+        if argument == "--preset" and i + 1 < len(arguments):
+            preset = arguments[i + 1]
+        elif argument.startswith("--preset="):
+            preset = argument.split("=", 1)[1]
+    return preset
+
+
 def _presets_of(config_class: type) -> str:
     names = sorted(p.stem for p in PRESETS.glob("*.yaml") if saved_class(p) is config_class)
     return f"the presets are {', '.join(names)}"

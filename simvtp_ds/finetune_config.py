@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from simvtp_ds.config import ContrastiveConfig, ModelConfig, RunConfig, ScheduleConfig, check_sizes
+from simvtp_ds.config import ComputeConfig, ContrastiveConfig, ModelConfig, RunConfig, ScheduleConfig, check_sizes
 from simvtp_ds.data_config import DataConfig, require
 
 
@@ -94,6 +94,7 @@ class FinetuneConfig:
         layer_decay: Factor of the learning rate from each block to the one before it.
         ema_decay: Decay of the moving average of the weights, a step; 0: none. Where there is one, it is evaluated.
         objectives: Weights and settings of the losses.
+        compute: Ways to compute the same step.
         schedule: Length and learning-rate shape.
         validation: Scores while training.
         run: Folder, seed, checkpoints, logging.
@@ -109,6 +110,7 @@ class FinetuneConfig:
     layer_decay: float = 0.75
     ema_decay: float = 0.0
     objectives: RetrievalObjectiveConfig = field(default_factory=RetrievalObjectiveConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from simvtp_ds.config_files import config_parser, instantiate
+from simvtp_ds.config_files import chosen_preset, config_parser, instantiate
 from simvtp_ds.finetune_config import FinetuneConfig
 
 
@@ -35,12 +35,7 @@ def parse(arguments: list[str], config_class: type, default_preset: str, descrip
     Raises:
         ValueError: a value is impossible, or --deepspeed_config is missing.
     """
-    preset = default_preset
-    for i, argument in enumerate(arguments):
-        if argument == "--preset" and i + 1 < len(arguments):
-            preset = arguments[i + 1]
-        elif argument.startswith("--preset="):
-            preset = argument.split("=", 1)[1]
+    preset = chosen_preset(arguments, default_preset)
     parser = config_parser(config_class, preset, description)
     parser.add_argument("--preset", default=preset, help="defaults of all fields: a file of simvtp_ds/presets")
     parser.add_argument("--deepspeed_config", default="", help="DeepSpeed JSON, such as ds_configs/zero2_bf16.json")

@@ -21,7 +21,7 @@ class Batch(NamedTuple):
 
     frames: Tensor  # uint8 [B / k, T, H, W, C], RGB
     visible: Tensor  # int64 [B, Nv], ascending token indices in (t h w) order that the encoder sees
-    hidden: Tensor  # int64 [B, Nh], ascending token indices to be rebuilt
+    hidden: Tensor  # int64 [B, Nh], ascending token indices to be rebuilt (masks.rebuild_half: not all the others)
     words: Tensor  # int64 [B, L], token ids with [CLS] and [SEP]; hidden words already replaced by [MASK]
     word_mask: Tensor  # bool [B, L], True where there is a word, False on padding
     hidden_words: Tensor  # int64 [K], flat positions b * L + l of the hidden words

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,16 @@ from simvtp_ds.data_config import DataConfig
 
 class BenchError(RuntimeError):
     """The bench cannot run; the message says why and what to do."""
+
+
+def report_or_error(make: Callable[[], dict], table: Callable[[dict], str], *errors: type[Exception]) -> None:
+    """How a bench ends: its table and a JSON line, or one line that says what is wrong and exit code 1."""
+    try:
+        report = make()
+    except errors as error:
+        raise SystemExit(f"error: {error}") from None
+    print(table(report))
+    print(json.dumps(report))
 
 
 class Case(NamedTuple):

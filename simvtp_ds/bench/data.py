@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from simvtp_ds.bench.cases import BenchError, FileSet, draw_clips, file_set, same_clips
+from simvtp_ds.bench.cases import BenchError, FileSet, draw_clips, file_set, report_or_error, same_clips
 from simvtp_ds.bench.chart import plot, table
 from simvtp_ds.bench.measure import Crowd, Timing, agreement, one_worker
 from simvtp_ds.bench.readers import BARE, OURS, READERS, Reader, open_reader
@@ -168,12 +168,7 @@ def run(options: argparse.Namespace) -> dict:
 
 def main() -> None:
     """Reads the command line, prints the table and the JSON line."""
-    try:
-        report = run(parser().parse_args())
-    except (BenchError, ManifestError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(table(report))
-    print(json.dumps(report))
+    report_or_error(lambda: run(parser().parse_args()), table, BenchError, ManifestError, OSError)
 
 
 if __name__ == "__main__":

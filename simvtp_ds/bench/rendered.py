@@ -74,6 +74,35 @@ def rendered_sets(folder: Path, clips: int, frames: int, data: DataConfig, told:
     return sets
 
 
+def rendered_corpus(folder: Path, clips: int, frames: int, words: int, vocabulary: int, told: OnProgress) -> Path:
+    """A prepared folder of `clips` H.264 videos with captions of about `words` tokens out of `vocabulary`.
+
+    Args:
+        folder: An empty folder.
+        clips, frames: Videos, and frames of each.
+        words: Tokens of the longest caption, [CLS] and [SEP] included; the shortest has a third.
+        vocabulary: Tokens of the tokenizer; BERT's own cannot be had without a network.
+        told: Called with (videos rendered, videos to render).
+    """
+    kind, rng = KINDS[2], stream(0, 0, "bench", "captions")
+    videos, tokenizer, out = (folder / name for name in ("videos", "tokenizer", "prepared"))
+    videos.mkdir()
+    tokenizer.mkdir()
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    names = [f"word{number}" for number in range(vocabulary - len(special))]
+    (tokenizer / "vocab.txt").write_text("\n".join([*special, *names]))
+    captions = {}
+    for number in range(clips):
+        told(number, clips)
+        _encode(videos / f"{number}.mp4", kind, _scenes(number, frames, kind.width, kind.height))
+        length = words if number == 0 else int(rng.integers(max(3, words // 3), words + 1))
+        captions[f"{number}.mp4"] = " ".join(names[place] for place in rng.integers(0, len(names), length - 2))
+    (folder / "captions.json").write_text(json.dumps(captions))
+    prepare(folder / "captions.json", out, videos, timeout=TIMEOUT, tokenizer=str(tokenizer))
+    told(clips, clips)
+    return out
+
+
 def _encode(path: Path, kind: Kind, pictures: Iterator[np.ndarray]) -> None:
     with av.open(str(path), mode="w") as container:
         video = container.add_stream(kind.codec, rate=FPS, options=kind.options)

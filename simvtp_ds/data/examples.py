@@ -17,7 +17,7 @@ from torch import Tensor
 from simvtp_ds.config import MaskConfig
 from simvtp_ds.data.captions import hide_words_of_batch, negatives, whole_captions
 from simvtp_ds.data.manifest import Clip, Manifest
-from simvtp_ds.data.masks import tube_masks
+from simvtp_ds.data.masks import rebuilt_half, tube_masks
 from simvtp_ds.data.mixture import Mixture
 from simvtp_ds.data.order import AnyOrder, Order, replacement_row, stream, view_streams
 from simvtp_ds.data.sampling import View, augmented_view, random_view
@@ -122,6 +122,8 @@ class PretrainExamples:
         shown = torch.as_tensor(frames)
         streams = view_streams(self.seed, drawn, "tube", views)
         visible, hidden = tube_masks(streams, self._grid, self._masks.tube_ratio, shown.device)
+        if self._masks.rebuild_half:
+            hidden = rebuilt_half(view_streams(self.seed, drawn, "rebuild", views), hidden, self._grid)
         captions = hide_words_of_batch(
             view_streams(self.seed, drawn, "words", views),
             [clip.caption for clip in clips for _ in range(views)],

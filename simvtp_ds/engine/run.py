@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import torch
 
-from simvtp_ds.config import PretrainConfig
+from simvtp_ds.config import ComputeConfig, PretrainConfig
 from simvtp_ds.config_files import save_config
 from simvtp_ds.data.backend import choose_backend
 from simvtp_ds.data.examples import Examples
@@ -23,6 +23,7 @@ from simvtp_ds.data.loader import Loader
 from simvtp_ds.data.manifest import Manifest
 from simvtp_ds.data.mixture import Mixture
 from simvtp_ds.data.text import Tokenizer
+from simvtp_ds.data_config import require
 from simvtp_ds.ds_settings import DeepSpeedSettings
 from simvtp_ds.engine.checkpoint import Position
 from simvtp_ds.engine.ema import Ema
@@ -37,7 +38,7 @@ from simvtp_ds.engine.start import Start
 from simvtp_ds.engine.train import Trainer, start_engine
 from simvtp_ds.engine.watchdog import Watchdog
 from simvtp_ds.finetune_config import FinetuneConfig
-from simvtp_ds.model.blocks import use_fast_norm_if_available
+from simvtp_ds.model.blocks import compile_blocks, recompute_blocks, use_fast_norm_if_available
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Job:
 
     def __post_init__(self) -> None:
         choose_backend(self.config.data)  # ValueError where it is not there
+        require(
+            not (self.config.compute.compile and self.settings.zero_stage == 3),
+            f"compute.compile is on and {self.settings.path} has ZeRO stage 3, whose gathering of weights inside a "
+            "compiled block was never tried: switch it off, or take stage 2",
+        )
 
 
 def open_manifest(folder: str, root: str) -> Manifest:
@@ -116,15 +122,30 @@ def lock_run(run: Path) -> IO[str]:
     return lock
 
 
+def apply(compute: ComputeConfig, task: torch.nn.Module) -> None:
+    """Set `task` up to compute that way."""
+    if compute.tf32:
+        torch.set_float32_matmul_precision("high")  # concerns GPUs that have TF32, and no others
+    if compute.recompute:
+        recompute_blocks(task)
+    if compute.compile:
+        compile_blocks(task)
+
+
+def source_commit() -> str | None:
+    """The commit of this code, None outside a repository."""
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
 def describe_environment(rank: Rank, hosts: list[str], settings: DeepSpeedSettings, engine: Any) -> dict[str, Any]:
     """Versions, hosts and sizes, for whoever wants to reproduce the run."""
-    here = Path(__file__).parent
-    commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     packages = ("torch", "deepspeed", "timm", "transformers", "tokenizers", "av", "numpy")
     return {
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
-        "commit": commit.stdout.strip() or None,
+        "commit": source_commit(),
         "hosts": hosts,
         "world_size": rank.world_size,
         "deepspeed_config": settings.path,
@@ -224,6 +245,7 @@ def _train(job: Job, rank: Rank, resume: str, watchdog: Watchdog, problem: str) 
     torch.manual_seed(config.seed)
     use_fast_norm_if_available()
     task, groups = job.build()
+    apply(job.config.compute, task)
     parameters = sum(p.numel() for p in task.parameters())
     engine = start_engine(task, groups, settings, universal=convert)
     loader = Loader(

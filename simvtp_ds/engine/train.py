@@ -42,7 +42,9 @@ def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def start_engine(task: torch.nn.Module, groups: list[dict], settings: DeepSpeedSettings, universal: bool) -> Any:
+def start_engine(
+    task: torch.nn.Module, groups: list[dict], settings: DeepSpeedSettings, universal: bool = False
+) -> Any:
     """The DeepSpeed engine around a task; optimizer, dtype and ZeRO come from the user's JSON as it is.
 
     `universal`: the checkpoint that it will load comes from engine/universal.py.

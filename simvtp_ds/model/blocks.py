@@ -12,6 +12,7 @@ from timm.layers.fast_norm import has_apex, set_fast_norm
 from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.models.bert.configuration_bert import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
@@ -55,7 +56,12 @@ class Attention(TimmAttention):
 
 
 class Blocks(nn.Module):
-    """A stack of pre-norm blocks: LayerNorm eps 1e-6, GELU, stochastic depth that grows linearly to `drop_path`."""
+    """A stack of pre-norm blocks: LayerNorm eps 1e-6, GELU, stochastic depth that grows linearly to `drop_path`.
+
+    Attributes:
+        recompute: Keep only each block's input for the backward pass and run the block again there (activation
+            checkpointing): the same numbers for less memory and a third more time.
+    """
 
     def __init__(self, width: int, depth: int, heads: int, mlp_ratio: float, drop_path: float = 0.0):
         super().__init__()
@@ -72,13 +78,45 @@ class Blocks(nn.Module):
             )
             for i in range(depth)
         )
+        self.recompute = False
+        self.has_dropout = drop_path > 0
 
     def forward(self, tokens: Tensor, attend: Tensor | None = None) -> Tensor:
-        """[B, N, D] to [B, N, D]; `attend` bool [B, N], False for tokens nobody may look at, None: all are seen."""
-        mask = None if attend is None else rearrange(attend, "b n -> b 1 1 n")
+        """[B, N, D] to [B, N, D]; `attend` bool [B, Q, N], True where token q may look at token n, None: everywhere.
+
+        Q is N, or 1 where all tokens look at the same ones.
+        """
+        mask = None if attend is None else rearrange(attend, "b q n -> b 1 q n")
         for layer in self.layers:
-            tokens = layer(tokens, attn_mask=mask)
+            if self.recompute and self.training:
+                tokens = checkpoint(
+                    layer, tokens, attn_mask=mask, use_reentrant=False, preserve_rng_state=self.has_dropout
+                )
+            else:
+                tokens = layer(tokens, attn_mask=mask)
         return tokens
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Let every stack of `model` keep only the inputs of its blocks (activation checkpointing)."""
+    for module in model.modules():
+        if isinstance(module, Blocks):
+            module.recompute = True
+
+
+def compile_blocks(model: nn.Module, **options: Any) -> None:
+    """Compile the blocks of `model` one by one, when they are first used: those of a stack share the compiled code.
+
+    The names of parameters stay as they are, and what stands between the blocks runs as before.
+    """
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile(**options)
+
+
+def see_both(video: Tensor, word_mask: Tensor) -> Tensor:
+    """Who a joint pass over video tokens [B, N, D] and words (bool [B, L], False: padding) looks at: [B, 1, N + L]."""
+    return rearrange(torch.cat([word_mask.new_ones(video.shape[:2]), word_mask], dim=1), "b n -> b 1 n")
 
 
 class WordEmbedding(nn.Module):

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
+from einops import rearrange, repeat
 from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 
 from simvtp_ds.config import ModelConfig
-from simvtp_ds.model.blocks import Blocks, WordEmbedding, initialise, mean_joint, mean_video, mean_words
+from simvtp_ds.model.blocks import Blocks, WordEmbedding, initialise, mean_joint, mean_video, mean_words, see_both
 from simvtp_ds.model.patches import PatchEmbedding, PositionTable, gather_patches, token_grid
 
 
@@ -115,7 +115,7 @@ class TwoTower(nn.Module):
     def encode_text_tokens(self, text: Tensor, word_mask: Tensor) -> Tensor:
         """[B, L, D] and bool [B, L] (False: padding) to [B, D], pooled and normed, not of unit length."""
         encoder = self.video if isinstance(self.text, SharedTextTower) else self.text
-        tokens = encoder.blocks(text, word_mask)
+        tokens = encoder.blocks(text, rearrange(word_mask, "b l -> b 1 l"))
         return encoder.fc_norm(mean_words(tokens, word_mask).to(tokens.dtype))
 
     def match_tokens(self, video: Tensor, text: Tensor, word_mask: Tensor) -> Tensor:
@@ -126,8 +126,7 @@ class TwoTower(nn.Module):
         """
         if self.match_norm is None or self.match_head is None:
             raise ValueError("these towers have no matching head: fine-tune with objectives.vtm above 0 to get one")
-        attend = torch.cat([word_mask.new_ones(video.shape[:2]), word_mask], dim=1)
-        tokens = self.match_norm(self.video.blocks(torch.cat([video, text], dim=1), attend))
+        tokens = self.match_norm(self.video.blocks(torch.cat([video, text], dim=1), see_both(video, word_mask)))
         pooled = mean_joint(tokens[:, : video.shape[1]], tokens[:, video.shape[1] :], word_mask)
         return self.match_head(pooled.to(tokens.dtype))
 

@@ -6,9 +6,11 @@ P = tubelet * patch * patch * 3 values of a patch.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
-from einops import repeat
+from einops import rearrange, repeat
 from timm.layers.norm import LayerNorm
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from simvtp_ds.model.blocks import (
     mean_joint,
     mean_video,
     mean_words,
+    see_both,
 )
 from simvtp_ds.model.patches import PatchEmbedding, PositionTable, gather_patches, token_grid
 
@@ -35,7 +38,7 @@ class Encoder(nn.Module):
         self.norm = LayerNorm(width, eps=1e-6)
 
     def forward(self, tokens: Tensor, attend: Tensor | None = None) -> Tensor:
-        """[B, N, D] to [B, N, D]; `attend` bool [B, N], False for tokens nobody may look at."""
+        """[B, N, D] to [B, N, D]; `attend` bool [B, Q, N] as in `Blocks`."""
         return self.norm(self.blocks(tokens, attend))
 
 
@@ -59,6 +62,17 @@ class PixelDecoder(nn.Module):
         unseen = self.positions(masks.to(seen.dtype), hidden)
         out = self.blocks(torch.cat([seen, unseen], dim=1))
         return self.head(self.norm(out[:, visible.shape[1] :]))
+
+
+class Passes(NamedTuple):
+    """What the passes of a step through the encoder give, [B, Nv, D] for video and [B, L, D] for words."""
+
+    joint_video: Tensor  # clip and caption together
+    joint_text: Tensor
+    wrong_video: Tensor  # another clip and the caption together
+    wrong_text: Tensor
+    video: Tensor  # each by itself
+    text: Tensor
 
 
 class SimVTP(nn.Module):
@@ -108,13 +122,35 @@ class SimVTP(nn.Module):
 
     def encode_text_tokens(self, text: Tensor, word_mask: Tensor) -> Tensor:
         """[B, L, D] and bool [B, L] (False: padding, looked at by nobody) to [B, L, D]."""
-        return self.encoder(text, word_mask)
+        return self.encoder(text, rearrange(word_mask, "b l -> b 1 l"))
 
     def encode_joint_tokens(self, video: Tensor, text: Tensor, word_mask: Tensor) -> tuple[Tensor, Tensor]:
         """[B, Nv, D], [B, L, D] and bool [B, L] to ([B, Nv, D], [B, L, D]), each looking at both."""
-        attend = torch.cat([word_mask.new_ones(video.shape[:2]), word_mask], dim=1)
-        out = self.encoder(torch.cat([video, text], dim=1), attend)
+        out = self.encoder(torch.cat([video, text], dim=1), see_both(video, word_mask))
         return out[:, : video.shape[1]], out[:, video.shape[1] :]
+
+    def encode_passes(self, video: Tensor, text: Tensor, word_mask: Tensor, negative: Tensor) -> Passes:
+        """All passes of a pre-training step in one call of the encoder, over 3 B rows of the same length.
+
+        In the third of the rows a clip and its caption stand side by side and do not look at each other. So the
+        encoder's weights are read (under ZeRO-3: gathered) once a step, and its products are large.
+
+        Args:
+            video: Visible tokens [B, Nv, D].
+            text: Words [B, L, D].
+            word_mask: bool [B, L], False on padding.
+            negative: int64 [B], the clip that each caption is joined with in the wrong pair.
+        """
+        joint, wrong = torch.cat([video, text], dim=1), torch.cat([video[negative], text], dim=1)
+        is_text = torch.arange(joint.shape[1], device=video.device) >= video.shape[1]
+        seen = see_both(video, word_mask)
+        apart = seen & (is_text[:, None] == is_text)
+        rows, attend = (
+            torch.cat([joint, wrong, joint]),
+            torch.cat([seen.expand_as(apart), seen.expand_as(apart), apart]),
+        )
+        out = rearrange(self.encoder(rows, attend), "(passes b) n d -> passes b n d", passes=3)
+        return Passes(*(part for row in out for part in row.split([video.shape[1], text.shape[1]], dim=1)))
 
     # --- the same from bytes and word ids
 

@@ -6,6 +6,7 @@ V vocabulary, P values of a patch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ from simvtp_ds.objectives.pixels import pixel_loss, pixel_target
 from simvtp_ds.objectives.whole_step import CachedContrast, Features, contrast_gradients, handed_on
 from simvtp_ds.objectives.words import word_loss, words_of_each
 from simvtp_ds.types import Batch, Losses
+
+CAPTIONS_A_CHUNK = 16  # whose hidden words' logits are in memory at a time: about 200 words, 25 MB in float32
 
 
 class PretrainOutputs(NamedTuple):
@@ -77,7 +80,8 @@ class PretrainTask(nn.Module):
         hidden_words = rearrange(out.joint_text, "b l d -> (b l) d")[batch.hidden_words]
 
         mvm = pixel_loss(out.rebuilt, out.target)
-        mlm = word_loss(self.model.word_logits(hidden_words), batch.hidden_word_ids, words)
+        chunks = math.ceil(batch.words.shape[0] / CAPTIONS_A_CHUNK)
+        mlm = word_loss(self.model.word_logits, hidden_words, batch.hidden_word_ids, chunks, words)
         features = Features(out.video_feature, out.text_feature)
         vtc = self.contrast(features, batch.video_ids) if cached is None else handed_on(features, cached)
         vtm = match_loss(out.match_logits, out.negative_logits)
@@ -120,7 +124,7 @@ class PretrainTask(nn.Module):
         return frames, self.model.embed_patches(frames, batch.visible), self.model.embed_words(batch.words)
 
     def outputs(self, batch: Batch) -> PretrainOutputs:
-        """The four encoder passes (joint, video, text, joint with a wrong video), the decoder and the matching head."""
+        """The encoder's passes (joint, wrong pair, video and text apart), the decoder and the matching head."""
         model, words_seen = self.model, batch.word_mask
         clips = batch.frames.shape[0]
         if self.objectives.vtm and clips < 2:
@@ -131,19 +135,16 @@ class PretrainTask(nn.Module):
             )
         frames, video, text = self._embed(batch)
 
-        joint_video, joint_text = model.encode_joint_tokens(video, text, words_seen)
-        video_out = model.encode_video_tokens(video)
-        text_out = model.encode_text_tokens(text, words_seen)
-        wrong_video, wrong_text = model.encode_joint_tokens(video[batch.negative], text, words_seen)
+        passes = model.encode_passes(video, text, words_seen, batch.negative)
 
         config = model.config
         hidden = gather_patches(frames, batch.hidden, config.tubelet_size, config.patch_size)
         return PretrainOutputs(
-            rebuilt=model.decode_pixels(joint_video, batch.visible, batch.hidden),
+            rebuilt=model.decode_pixels(passes.joint_video, batch.visible, batch.hidden),
             target=pixel_target(hidden),
-            joint_text=joint_text,
-            video_feature=mean_video(video_out),
-            text_feature=mean_words(text_out, words_seen),
-            match_logits=model.match(joint_video, joint_text, words_seen),
-            negative_logits=model.match(wrong_video, wrong_text, words_seen),
+            joint_text=passes.joint_text,
+            video_feature=mean_video(passes.video),
+            text_feature=mean_words(passes.text, words_seen),
+            match_logits=model.match(passes.joint_video, passes.joint_text, words_seen),
+            negative_logits=model.match(passes.wrong_video, passes.wrong_text, words_seen),
         )

@@ -1,30 +1,40 @@
 """Masked language modelling: name the hidden words.
 
-Dimensions: K hidden words of the micro batch, V vocabulary.
+Dimensions: K hidden words of the micro batch, D width, V vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
-def word_loss(logits: Tensor, ids: Tensor, each: Tensor | None = None) -> Tensor:
-    """Cross entropy of logits [K, V] against int64 [K]: float32 []; its mean over ranks is the mean over all words.
+def word_loss(
+    word_logits: Callable[[Tensor], Tensor], outputs: Tensor, ids: Tensor, chunks: int = 1, each: Tensor | None = None
+) -> Tensor:
+    """Cross entropy of the hidden words: float32 []; its mean over ranks is the mean over all words.
 
-    K differs from rank to rank and may be 0: that rank's loss is 0 and still reaches every parameter behind `logits`,
-    which ZeRO needs.
+    Logits are made chunk by chunk, and once more in the backward pass, so that [K, V] is never in memory.
+
+    K differs from rank to rank and may be 0: that rank's loss is 0 and still reaches every parameter behind it, which
+    ZeRO needs.
 
     Args:
-        logits: Of the hidden words.
-        ids: The words that were hidden.
+        word_logits: [..., D] to [..., V].
+        outputs: [K, D], the encoder's at the hidden words.
+        ids: int64 [K], the words that stood there.
+        chunks: Parts that K is cut into, as many on every rank: under ZeRO-3 a call of `word_logits` is a collective.
         each: float32 [], from `words_of_each`, for the mean over all micro batches of a step. None: over this one; all
             ranks must call it.
     """
-    total = F.cross_entropy(logits.float(), ids, reduction="sum")
-    return total / (words_of_each(logits.shape[0], 1, logits.device) if each is None else each)
+    parts = zip(outputs.tensor_split(chunks), ids.tensor_split(chunks), strict=True)
+    total = torch.stack([_surprise(word_logits, *part) for part in parts]).sum()
+    return total / (words_of_each(ids.shape[0], 1, ids.device) if each is None else each)
 
 
 def words_of_each(hidden: int, micro_batches: int, device: torch.device) -> Tensor:
@@ -44,3 +54,13 @@ def words_of_each(hidden: int, micro_batches: int, device: torch.device) -> Tens
         dist.all_reduce(count)
         world = dist.get_world_size()
     return count.clamp(min=1) / (world * micro_batches)
+
+
+def _surprise(word_logits: Callable[[Tensor], Tensor], outputs: Tensor, ids: Tensor) -> Tensor:
+    """Sum of the cross entropies; the logits are not kept."""
+
+    def run(outputs: Tensor) -> Tensor:
+        return F.cross_entropy(word_logits(outputs).float(), ids, reduction="sum")
+
+    # There is no dropout in it, so no state of a generator has to be kept.
+    return checkpoint(run, outputs, use_reentrant=False, preserve_rng_state=False)

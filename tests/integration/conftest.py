@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from simvtp_ds.bench.launched import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVERS = Path(__file__).parent / "drivers"
@@ -106,18 +106,6 @@ def losses(run: Path) -> dict[int, tuple[float, ...]]:
     """The losses of each step: total and its parts."""
     names = ("total", "mvm", "mlm", "vtc", "vtm")
     return {m["step"]: tuple(m[name] for name in names if name in m) for m in metrics(run)}
-
-
-def free_port() -> int:
-    """A port that nobody listens on, below those that Linux hands out to outgoing connections."""
-    for port in random.sample(range(10000, 32768), 1000):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("no free port")
 
 
 class Launcher:

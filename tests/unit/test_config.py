@@ -49,6 +49,10 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> 
         ("data.num_frames 15", lambda: PretrainConfig(data=DataConfig(num_frames=15))),
         ("model.width 770", lambda: PretrainConfig(model=ModelConfig(width=770))),
         ("masks.tube_ratio 0.001", lambda: PretrainConfig(masks=MaskConfig(tube_ratio=0.001))),
+        (
+            "masks.rebuild_half",
+            lambda: PretrainConfig(data=DataConfig(num_frames=12), masks=MaskConfig(rebuild_half=True)),
+        ),
         ("data.max_words 600", lambda: PretrainConfig(data=DataConfig(max_words=600))),
     ],
 )

@@ -7,10 +7,11 @@ would on a GPU. It lets a product of two dtypes pass, which a GPU refuses: `OneD
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
-from tiny import IMAGE_SIZE, NUM_FRAMES, TINY, VOCABULARY, tiny_batch
+from tiny import IMAGE_SIZE, NUM_FRAMES, TINY, VOCABULARY, tiny_batch, tiny_model
 from tiny_towers import retrieval_batch
 from torch import Tensor, nn
 from torch._ops import OpOverload
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from simvtp_ds.config import ContrastiveConfig, ModelConfig, ObjectiveConfig
 from simvtp_ds.finetune_config import RetrievalObjectiveConfig
+from simvtp_ds.model.blocks import recompute_blocks
 from simvtp_ds.model.retrieval import TwoTower
 from simvtp_ds.model.simvtp import SimVTP
 from simvtp_ds.objectives.finetune import FinetuneTask
@@ -48,6 +50,26 @@ class OneDtype(TorchDispatchMode):
             if len(dtypes) > 1:
                 raise RuntimeError(f"{name} of several dtypes: {dtypes}")
             self.checked += 1
+        return func(*args, **(kwargs or {}))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operators whose result or shape the host needs, and counts the rest."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "nonzero_static", "masked_select", "is_nonzero", "equal", "_unique2")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checked = 0
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_", "_unsafe_index") else ()
+        if name in self.WAITS or any(index is not None and index.dtype is torch.bool for index in indices):
+            raise RuntimeError(f"{name} would wait for the device")
+        self.checked += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -112,10 +134,80 @@ def test_pretraining_step_keeps_to_one_device_and_its_dtypes(dtype: torch.dtype,
         module.register_forward_hook(note)
     with FakeTensorMode(), OneDtype() as check:
         losses = functional_call(task, fake_state(task, dtype), (fake_batch(),))
-    assert check.checked > 50
+    assert check.checked > 30
     assert seen == {"dtype": {dtype}, "device": {"cuda"}}
     for loss in losses:
         assert (loss.device.type, loss.dtype, tuple(loss.shape)) == ("cuda", torch.float32, ())
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_gradients_of_pretraining_keep_to_one_device_and_their_dtype(
+    recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As for fine-tuning below; blocks and word logits are computed again in the backward pass, for which
+    # torch.utils.checkpoint asks for the module of the device.
+    device, dtype = "lazy", torch.float16
+    monkeypatch.setattr(torch, device, ModuleType(device), raising=False)
+    task = PretrainTask(tiny_meta_model(), ObjectiveConfig()).train()
+    if recompute:
+        recompute_blocks(task)
+    with FakeTensorMode(), OneDtype() as check:
+        for module in task.modules():
+            own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+            for name, tensor in own.items():
+                as_dtype = dtype if tensor.is_floating_point() else tensor.dtype
+                fake = torch.empty(tensor.shape, dtype=as_dtype, device=device)
+                setattr(module, name, nn.Parameter(fake) if isinstance(tensor, nn.Parameter) else fake)
+        task(Batch(*(torch.empty(t.shape, dtype=t.dtype, device=device) for t in REAL_BATCH))).total.backward()
+    for name, weight in task.named_parameters():
+        assert weight.grad is not None, name
+        assert (weight.grad.device.type, weight.grad.dtype, weight.grad.shape) == (device, dtype, weight.shape), name
+    assert check.checked > 60
+
+
+def test_nothing_in_a_step_waits_for_the_device() -> None:
+    # On a GPU each of these would stop the host until all queued kernels are done. Real numbers: both passes run.
+    task = PretrainTask(tiny_model(), ObjectiveConfig()).train()
+    with NoWaiting() as check:
+        task(REAL_BATCH).total.backward()
+    assert check.checked > 500
+    with NoWaiting():
+        for wait in (
+            lambda: task.model.match_head.bias.sum().item(),
+            lambda: REAL_BATCH.word_mask.nonzero(),
+            lambda: REAL_BATCH.words[REAL_BATCH.word_mask],
+            lambda: bool(REAL_BATCH.word_mask.all()),
+        ):
+            with pytest.raises(RuntimeError, match="would wait for the device"):
+                wait()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_is_asked_for_in_a_form_that_the_fused_kernels_take(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without a driver torch does not choose a kernel of CUDA, so what the kernels demand is checked here: one dtype,
+    # heads of a multiple of 8, a mask that broadcasts over the heads and needs no gradient; flash takes no mask.
+    asked: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def note(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: object) -> Tensor:
+        assert options == {"dropout_p": 0.0, "is_causal": False}
+        asked.append((q, k, v, attn_mask))
+        return real(q, k, v, attn_mask)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", note)
+    with torch.device("meta"):
+        task = PretrainTask(SimVTP(TINY, NUM_FRAMES, IMAGE_SIZE, VOCABULARY), ObjectiveConfig())
+    with FakeTensorMode():
+        functional_call(task, fake_state(task, dtype), (fake_batch(),))
+    assert len(asked) == TINY.depth + TINY.decoder_depth  # one call of the encoder a step, one of the decoder
+    for q, k, v, mask in asked[: TINY.depth]:
+        assert q.dtype == k.dtype == v.dtype == dtype and q.shape[-1] % 8 == 0 and q.stride(-1) == 1
+        assert mask is not None and mask.dtype is torch.bool and not mask.requires_grad
+        assert mask.shape == (q.shape[0], 1, q.shape[2], k.shape[2])
+    for q, _, _, mask in asked[TINY.depth :]:
+        assert q.dtype == dtype and mask is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from simvtp_ds.data.masks import tube_masks
+from simvtp_ds.data.masks import rebuilt_half, tube_masks
 from simvtp_ds.data.order import view_streams
 
 CPU = torch.device("cpu")
@@ -57,3 +57,27 @@ def test_the_masks_of_a_batch_follow_the_clips_not_their_places() -> None:
     assert torch.equal(swapped, visible[[2, 0]])
     other, _ = masks("abc", 2)
     assert not torch.equal(other, visible)
+
+
+def test_the_running_cell_rebuilds_half_of_every_tube_and_goes_on_at_each_step() -> None:
+    grid, clips = (8, 14, 14), 6
+    streams = [np.random.default_rng(i) for i in range(clips)]
+    _, hidden = tube_masks(streams, grid, 0.9, CPU)
+    half = rebuilt_half([np.random.default_rng(i) for i in range(clips)], hidden, grid)
+    assert half.shape == (clips, 704)
+    assert (half.diff(dim=1) > 0).all()
+    starts = set()
+    for all_hidden, chosen in zip(hidden.tolist(), half.tolist(), strict=True):
+        assert set(chosen) < set(all_hidden)
+        per_tube = np.bincount([token % 196 for token in chosen], minlength=196)
+        assert set(per_tube[sorted({token % 196 for token in all_hidden})]) == {4}
+        # Written out: the two places of a cell that are rebuilt at step t, counted row by row, follow each other.
+        cells = [
+            {2 * (token % 196 // 14 % 2) + token % 14 % 2 for token in chosen if token // 196 == t} for t in range(8)
+        ]
+        first = next(place for place in range(4) if {place, (place + 1) % 4} == cells[0])
+        starts.add(first)
+        assert cells == [{(first - t) % 4, (first - t + 1) % 4} for t in range(8)]
+    assert len(starts) > 1
+    with pytest.raises(ValueError, match="multiple of 4 time steps"):
+        rebuilt_half(streams, hidden, (6, 14, 14))

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from tiny import TINY, tiny_batch, tiny_model
 
+from simvtp_ds.bench.memory import peak_memory
 from simvtp_ds.config import ContrastiveConfig, ObjectiveConfig
+from simvtp_ds.model.blocks import recompute_blocks
 from simvtp_ds.model.simvtp import SimVTP
 from simvtp_ds.objectives.contrastive import local_contrast
 from simvtp_ds.objectives.matching import match_loss
@@ -48,14 +50,38 @@ def test_word_loss_is_the_mean_of_negative_log_probabilities() -> None:
     for k, word in enumerate(ids.tolist()):
         row = logits[k].tolist()
         expected -= math.log(math.exp(row[word]) / sum(math.exp(v) for v in row)) / 2
-    assert word_loss(logits, ids).item() == pytest.approx(expected, rel=1e-6)
+    assert word_loss(torch.nn.Identity(), logits, ids).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_word_loss_in_chunks_is_that_of_all_logits_at_once() -> None:
+    head, most = torch.nn.Linear(6, 11), 0
+
+    def logits(outputs: torch.Tensor) -> torch.Tensor:
+        nonlocal most
+        most = max(most, len(outputs))
+        return head(outputs)
+
+    outputs, ids = torch.randn(10, 6, requires_grad=True), torch.arange(10)
+    inputs = [outputs, head.weight, head.bias]
+    expected, found = F.cross_entropy(head(outputs), ids), word_loss(logits, outputs, ids, chunks=3)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs))
+    assert most == 4
+
+
+def test_word_loss_never_holds_all_logits() -> None:
+    head, count = torch.nn.Linear(8, 5000), 1000
+    outputs, ids = torch.randn(count, 8, requires_grad=True), torch.zeros(count, dtype=torch.long)
+    all_logits = 4 * count * 5000
+    peak = peak_memory(lambda: word_loss(head, outputs, ids, chunks=8).backward(), torch.device("cpu"), [])
+    assert peak < all_logits  # kept for the backward pass they would be two of that size, and their gradients
 
 
 def test_word_loss_without_hidden_words_is_zero_and_keeps_the_graph() -> None:
     head = torch.nn.Linear(4, 7)
     outputs = torch.randn(3, 4, requires_grad=True)
     nothing = torch.empty(0, dtype=torch.long)
-    loss = word_loss(head(outputs[nothing]), nothing)
+    loss = word_loss(head, outputs[nothing], nothing)
     loss.backward()
     assert loss.item() == 0
     for tensor in (head.weight, head.bias, outputs):
@@ -307,6 +333,34 @@ def test_the_task_leaves_its_batch_as_it_was() -> None:
     before = [tensor.clone() for tensor in batch]
     PretrainTask(tiny_model(), ObjectiveConfig(contrastive=ContrastiveConfig(scope="local")))(batch).total.backward()
     assert all(torch.equal(a, b) for a, b in zip(before, batch, strict=True))
+
+
+@pytest.mark.parametrize("batch", [tiny_batch(4, padded=False), tiny_batch(4, padded=True)], ids=["whole", "padded"])
+def test_all_passes_in_one_call_are_the_passes_one_by_one(batch: Batch) -> None:
+    model = tiny_model()
+    video, text = model.embed_patches(batch.frames, batch.visible), model.embed_words(batch.words)
+    with torch.no_grad():
+        found = model.encode_passes(video, text, batch.word_mask, batch.negative)
+        expected = (
+            *model.encode_joint_tokens(video, text, batch.word_mask),
+            *model.encode_joint_tokens(video[batch.negative], text, batch.word_mask),
+            model.encode_video_tokens(video),
+            model.encode_text_tokens(text, batch.word_mask),
+        )
+    torch.testing.assert_close(tuple(found), expected)
+
+
+@pytest.mark.parametrize("views", [False, True], ids=["clips", "views"])
+def test_recomputed_blocks_give_the_same_gradients_for_less_memory(views: bool) -> None:
+    kept, recomputed = (PretrainTask(tiny_model(), ObjectiveConfig()) for _ in range(2))
+    recompute_blocks(recomputed)
+    batch = viewed_batch() if views else tiny_batch(4)
+    cpu = torch.device("cpu")
+    before, after = (peak_memory(lambda t=task: t(batch).total.backward(), cpu, []) for task in (kept, recomputed))
+    assert after < before
+    for (name, one), other in zip(kept.named_parameters(), recomputed.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert torch.equal(one.grad, other.grad), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from simvtp_ds.config import ModelConfig, ObjectiveConfig, PretrainConfig, ScheduleConfig
+from simvtp_ds.config import ComputeConfig, ModelConfig, ObjectiveConfig, PretrainConfig, ScheduleConfig
 from simvtp_ds.config_files import config_parser, instantiate, load_config, save_config
 from simvtp_ds.data.loader import Loader
 from simvtp_ds.data.manifest import Clip, write_manifest
@@ -101,6 +101,14 @@ def test_a_micro_batch_that_views_do_not_fill_is_refused_before_the_model(corpor
     assert job(corpora, data, 3, vtm=0.0).examples.least_clips == 1
     with pytest.raises(ValueError, match=r"60 captions in .*/a, one step takes 80 .* x 2 ranks / data.views 3\)"):
         job(corpora, data, 120)
+
+
+def test_compiled_blocks_under_zero_3_are_refused_before_the_model(corpora: Path) -> None:
+    planned = job(corpora, replace(SMALL, manifest=str(corpora / "a")))
+    compiled = replace(planned.config, compute=ComputeConfig(compile=True))
+    assert replace(planned, config=compiled).config is compiled
+    with pytest.raises(ValueError, match=r"compute\.compile is on and .*ds_4_1\.json has ZeRO stage 3"):
+        replace(planned, config=compiled, settings=replace(planned.settings, zero_stage=3))
 
 
 def test_fine_tuning_refuses_views_and_mixtures_by_name() -> None:

@@ -48,7 +48,7 @@ def test_other_weights_to_start_pretraining_from_are_refused(checkpoint: Path, f
     started = [replace(PretrainConfig(), **{field: name}) for name in ("a", "b")]
     save_config(started[0], checkpoint.parent.parent / "config.yaml")
     check_inputs(checkpoint, started[0], tokenizer_of("abc"))
-    with pytest.raises(TrainingError, match=f"{field} was a, is b. Start with the same --{field}"):
+    with pytest.raises(RefusedError, match=f"{field} was a, is b. Start with the same --{field}"):
         check_inputs(checkpoint, started[1], tokenizer_of("abc"))
 
 
