@@ -100,6 +100,7 @@ def main(arguments: list[str]) -> int:
         else:
             connect(rank, TIMEOUT)
             found = step_rate(config, settings, rank)
+            torch.distributed.destroy_process_group()
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, DataError) or not _no_memory(error):
             raise

@@ -59,6 +59,14 @@ class StopRequest:
         return self.reason
 
 
+def print_line(line: str) -> None:
+    """A line on stdout. Whoever read it may be gone (the deepspeed command, a terminal): no reason to end otherwise."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        keep_output_writable()
+
+
 def keep_output_writable() -> None:
     """Send output nowhere if its reader has gone: the deepspeed runner dies before its ranks have saved, and a print
     into its broken pipe would end the rank in the middle of the save."""

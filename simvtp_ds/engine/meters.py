@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from simvtp_ds.data.loader import BadClip
-from simvtp_ds.engine.failures import TrainingError
+from simvtp_ds.engine.failures import TrainingError, keep_output_writable, print_line
 from simvtp_ds.files import replacing
 
 
@@ -83,9 +83,12 @@ class Journal:
     def say(self, line: str) -> None:
         """One line to the log file and to the terminal."""
         if self.progress.disable:
-            print(line, flush=True)
+            print_line(line)
         else:
-            self.progress.console.print(line, markup=False, highlight=False)
+            try:
+                self.progress.console.print(line, markup=False, highlight=False)
+            except OSError:
+                keep_output_writable()
         with self.writing():
             self.lines.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
@@ -156,4 +159,4 @@ class BadClipLog:
         self.path.parent.mkdir(exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(clip._asdict()) + "\n")
-        print(f"bad clip replaced: {clip.uri}: {clip.reason}", flush=True)
+        print_line(f"bad clip replaced: {clip.uri}: {clip.reason}")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from simvtp_ds.engine.failures import TrainingError
+from simvtp_ds.engine.failures import TrainingError, print_line
 from simvtp_ds.engine.ranks import Control, Rank
 
 PREFIX = ".universal-"
@@ -44,7 +44,7 @@ def universal(
     target, error = "", ""
     process, log = None, None
     if rank.is_main:
-        print(f"converting {folder} for {rank.world_size} ranks", flush=True)
+        print_line(f"converting {folder} for {rank.world_size} ranks")
         try:
             for old in run.glob(f"{PREFIX}*"):  # of a start that was killed
                 shutil.rmtree(old, ignore_errors=True)

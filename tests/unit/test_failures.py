@@ -56,14 +56,14 @@ def test_parts_that_are_not_finite_are_named() -> None:
     assert not_finite(losses) == ["mlm", "vtm"]
 
 
-def test_output_whose_reader_has_gone_is_sent_nowhere() -> None:
+@pytest.mark.parametrize("way", ["keep_output_writable(); print('lost', flush=True)", "print_line('lost')"])
+def test_output_whose_reader_has_gone_is_sent_nowhere(way: str) -> None:
     script = (
-        "import os, sys, time\n"
-        "from simvtp_ds.engine.failures import keep_output_writable\n"
+        "import sys\n"
+        "from simvtp_ds.engine.failures import keep_output_writable, print_line\n"
         "sys.stdin.readline()\n"
-        "keep_output_writable()\n"
-        "print('into the broken pipe', flush=True)\n"
-        "os._exit(7)\n"
+        f"{way}\n"
+        "sys.exit(7)\n"  # which flushes stdout once more
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdin is not None

@@ -139,6 +139,7 @@ def main(arguments: list[str]) -> None:
         report |= {"ranks": rank.world_size, "clips": settings.micro_batch, "words": options.words, **found}
         print(table(found))
         print(json.dumps(report))
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

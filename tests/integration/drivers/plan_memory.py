@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
+import torch
+
 from simvtp_ds.bench import inputs
 from simvtp_ds.bench.plan.check import TIMEOUT, check
 from simvtp_ds.config import ModelConfig, PretrainConfig
@@ -26,6 +28,7 @@ def main() -> None:
         found = check(config, load_settings(path, rank.world_size), 12, rank)
         if rank.is_main:
             print("found", json.dumps({"path": path, "memory": found["memory"], "flops": found["flops"]}), flush=True)
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

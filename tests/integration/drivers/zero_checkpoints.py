@@ -47,3 +47,4 @@ if __name__ == "__main__":
             folder.mkdir(parents=True)
             save_file(weights, folder / "expected.safetensors")
         engine.save_checkpoint(str(folder), tag="step_2")
+    torch.distributed.destroy_process_group()
