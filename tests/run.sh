@@ -11,6 +11,6 @@ source launch/setup.sh
 ruff check .
 ruff format --check .
 pyright --warnings
-python -m pytest tests/unit "$@"
-[ -n "$unit_only" ] || python -m pytest tests/integration "$@"
-[ -n "$unit_only" ] || python -m pytest tests/multihost -m "not slow" "$@"
+# Two at a time: much of a launch is waiting. A file's tests stay together, they share runs.
+python -m pytest tests/unit -n 2 "$@"
+[ -n "$unit_only" ] || python -m pytest tests/integration tests/multihost -m "not slow" -n 2 --dist loadfile "$@"

@@ -85,7 +85,7 @@ def test_two_ranks_learn_what_one_process_learns(launcher: Launcher) -> None:
     fields: dict[str, Any] = {"model__text_dropout": 0.0}  # dropout differs between ranks by intention
     one = launcher.torchrun("one", deepspeed_json(stage=0, micro=8), ranks=1, **fields)
     one.succeed()
-    for stage, recompute in ((0, False), (1, False), (2, True), (3, False), (3, True)):
+    for stage, recompute in ((0, False), (1, True), (2, False), (3, True)):
         name, fields["compute__recompute"] = f"two_stage_{stage}_{recompute}", recompute
         fields["run__picture_every"] = 2 if stage == 3 else 0  # the ranks hold parts of what the pictures need
         two = launcher.torchrun(name, deepspeed_json(stage=stage, micro=4), ranks=2, **fields)
