@@ -8,6 +8,7 @@ even a stopped process; nothing inside the rank could do that. When the rank has
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -33,7 +34,8 @@ def main(who: str, limit: int) -> None:
     if os.getppid() != rank:
         return
     reason = f"frozen for {limit} s (stopped, or waiting for a device or a file) at {last}; ended it"
-    print(f"error on {who}: {reason}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # whoever read it may be gone, with the deepspeed command
+        print(f"error on {who}: {reason}", file=sys.stderr, flush=True)
     for number in (signal.SIGUSR2, signal.SIGKILL):  # the first writes the stack of every thread into the rank's log
         os.kill(rank, number)
         select.select([0], [], [], 1.0)

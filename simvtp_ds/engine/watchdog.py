@@ -141,7 +141,8 @@ class Watchdog:
             return  # the main thread came back and says it itself
         reason = f"no step finished for {self.timeout:g} s, at {place}; {blamed or 'every rank answers'}"
         # One write: lines of several processes must not run into each other.
-        os.write(2, f"error on {self.who}: {reason}\n".encode())
+        with contextlib.suppress(OSError):  # whoever read it may be gone
+            os.write(2, f"error on {self.who}: {reason}\n".encode())
         faulthandler.dump_traceback(self.log or sys.__stderr__ or sys.stderr)
         self._leave(reason, followed=bool(blamed))
         os._exit(1)  # whatever the main thread is in, it will not come back

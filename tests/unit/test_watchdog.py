@@ -87,3 +87,12 @@ def test_a_stopped_process_is_ended_and_named_and_its_guardian_goes_with_it() ->
     assert time.monotonic() - began > 1.5
     assert "error on worker-2: rank 1: frozen for 2 s" in (told := parent.stderr.read())  # read to the guardian's end
     assert "at the data of step 3" in told
+
+
+def test_a_stopped_process_is_ended_though_nobody_reads_why() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert parent.stdout is not None and parent.stderr is not None
+    assert parent.stdout.readline() == "alive\n"
+    parent.stderr.close()  # as the end of the deepspeed command does
+    os.kill(parent.pid, signal.SIGSTOP)
+    assert parent.wait(30) in (-signal.SIGKILL, -signal.SIGUSR2)
