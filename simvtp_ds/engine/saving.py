@@ -6,6 +6,7 @@ everything is on disk. DeepSpeed's own `latest` file is neither atomic nor writt
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import json
 import os
@@ -85,6 +86,14 @@ def _collect_write_errors(engine: Any, errors: list[str]) -> Iterator[None]:
         del engine._copy_recovery_script
 
 
+def write_stages_by_value() -> None:
+    """Have pickles give DeepSpeed's ZeRO stage by its value: Python 3.11.2 (Debian 12) writes members of an enumeration
+    as a call of getattr, which `resume.check_pickles` refuses as it may reach anything."""
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
+
+
 def save(
     engine: Any,
     run: Path,
@@ -132,6 +141,7 @@ def save(
             with _noting(errors):
                 save_file(weights, partial / name, metadata={"format": "pt"})
         del weights
+    write_stages_by_value()
     with _collect_write_errors(engine, errors):
         engine.save_checkpoint(str(root), tag=partial.name, save_latest=False)
     together()

@@ -130,7 +130,9 @@ def test_a_run_that_is_disturbed_for_half_an_hour_learns_what_an_undisturbed_one
                 if "launch/supervise.py" in line and "python" in line.split()[0]:
                     supervisor = psutil.Process(process)
                     usage.append((supervisor.memory_info().rss / 2**20, supervisor.num_fds()))
-            if time.monotonic() - began < 60 * MINUTES and launch.process.poll() is None:
+            # Not after the last step: what freezes a rank that is on its way out is told to nobody.
+            under_way = launch.process.poll() is None and newest_step(launch.run) < STEPS
+            if time.monotonic() - began < 60 * MINUTES and under_way:
                 kind = chance.choice(disturber.kinds)
                 what = kind()
                 done[kind.__name__] += bool(what)

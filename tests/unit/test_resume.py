@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copyreg
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from simvtp_ds.config import PretrainConfig
 from simvtp_ds.config_files import save_config
 from simvtp_ds.data.text import Tokenizer, train_wordpiece
 from simvtp_ds.engine.resume import RefusedError, check_inputs, check_pickles
+from simvtp_ds.engine.saving import write_stages_by_value
 from simvtp_ds.finetune_config import FinetuneConfig
 
 
@@ -56,6 +59,20 @@ def test_other_weights_to_start_pretraining_from_are_refused(checkpoint: Path, f
 def test_another_model_to_start_from_is_refused(checkpoint: Path, init: str) -> None:
     with pytest.raises(RefusedError, match="init was runs/a"):
         check_inputs(checkpoint, FinetuneConfig(init=init), tokenizer_of("abc"))
+
+
+def test_the_zero_stage_is_written_without_getattr_whichever_python_writes_it(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(copyreg.dispatch_table, ZeroStageEnum, raising=False)
+    as_in_3_11_2 = lambda stage, _protocol: (getattr, (ZeroStageEnum, stage.name))  # noqa: E731
+    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", as_in_3_11_2)
+    torch.save({"zero_stage": ZeroStageEnum.gradients}, checkpoint / "ours.pt")
+    with pytest.raises(RefusedError, match=r"would load builtins\.getattr"):
+        check_pickles(checkpoint)
+    write_stages_by_value()
+    torch.save({"zero_stage": ZeroStageEnum.gradients}, checkpoint / "ours.pt")
+    check_pickles(checkpoint)
 
 
 class Code:
