@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,13 +66,25 @@ def read_zero_checkpoint(folder: Path) -> dict[str, Tensor]:
     return {name.removeprefix("model."): value for name, value in state.items()}
 
 
-def _consolidated(folder: Path) -> dict[str, Tensor]:
+def allowed_in_shards() -> list[Any]:
+    """What a shard may name besides tensors, for `torch.serialization.safe_globals`."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
+
+    def member(of: object, name: object) -> object:
+        # Python 3.11.2 (Debian 12) writes the ZeRO stage as getattr(ZeroStageEnum, "gradients"); no other use of it.
+        if of is not ZeroStageEnum or name not in ZeroStageEnum.__members__:
+            raise pickle.UnpicklingError("it wants getattr called")
+        return ZeroStageEnum[str(name)]
+
+    return [*HARMLESS, DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address, (member, "builtins.getattr")]
+
+
+def _consolidated(folder: Path) -> dict[str, Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    allowed = [*HARMLESS, DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    allowed = allowed_in_shards()
     for path in sorted([*folder.glob(MODEL_FILES), *folder.glob(OPTIMIZER_FILES)]):
         check_archive(path)
     try:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from safetensors.torch import save_file
 from saved_runs import pretraining_run
 from tiny import tiny_model
@@ -17,6 +18,7 @@ from tiny import tiny_model
 from simvtp_ds.engine.convert import convert
 from simvtp_ds.interop.autodetect import read_source
 from simvtp_ds.interop.exported import CONFIG
+from simvtp_ds.interop.zero import allowed_in_shards
 
 
 class Malicious:
@@ -134,3 +136,25 @@ def test_a_damaged_export_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError) as raised:
             read_source(folder)
         assert message in str(raised.value)
+
+
+class Reached:
+    """Pickled as a call of getattr."""
+
+    def __init__(self, of: object, name: str) -> None:
+        self.of, self.name = of, name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.of, self.name)
+
+
+@pytest.mark.parametrize(("name", "allowed"), [("gradients", True), ("__class__", False), ("mro", False)])
+def test_getattr_in_a_shard_reaches_the_zero_stages_and_nothing_else(tmp_path: Path, name: str, allowed: bool) -> None:
+    path = tmp_path / "shard.pt"
+    torch.save({"zero_stage": Reached(ZeroStageEnum, name)}, path)
+    with torch.serialization.safe_globals(allowed_in_shards()):
+        if allowed:
+            assert torch.load(path, weights_only=True) == {"zero_stage": ZeroStageEnum.gradients}
+            return
+        with pytest.raises(pickle.UnpicklingError, match="wants getattr called"):
+            torch.load(path, weights_only=True)
