@@ -33,8 +33,12 @@ def render(path: Path, shade: int) -> Clip:
 
 def footprint() -> tuple[float, int]:
     """Resident MiB and open files of this process and its children."""
-    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return sum(p.memory_info().rss for p in family) / 2**20, sum(p.num_fds() for p in family)
+    while True:
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        try:
+            return sum(p.memory_info().rss for p in family) / 2**20, sum(p.num_fds() for p in family)
+        except psutil.NoSuchProcess:
+            continue  # a child ended meanwhile
 
 
 @pytest.mark.integration
