@@ -34,43 +34,49 @@ REAL_PAIRS = retrieval_batch(4)
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
 
-class OneDtype(TorchDispatchMode):
-    """Refuses products, attention and layer norms whose floating-point inputs differ in dtype, and counts the rest."""
+class Checking(TorchDispatchMode):
+    """Looks at every operator before it runs.
+
+    Attributes:
+        checked: How many were looked at and found right.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.checked = 0
 
+    def check(self, name: str, args: tuple) -> None:
+        """RuntimeError where an operator must not run on these arguments."""
+        raise NotImplementedError
+
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
     ) -> object:
-        name = func.overloadpacket.__name__
+        self.check(func.overloadpacket.__name__, args)
+        return func(*args, **(kwargs or {}))
+
+
+class OneDtype(Checking):
+    """Refuses products, attention and layer norms whose floating-point inputs differ in dtype, and counts the rest."""
+
+    def check(self, name: str, args: tuple) -> None:
         if name in ("mm", "addmm", "bmm", "baddbmm", "native_layer_norm") or "scaled_dot_product" in name:
             dtypes = {arg.dtype for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()}
             if len(dtypes) > 1:
                 raise RuntimeError(f"{name} of several dtypes: {dtypes}")
             self.checked += 1
-        return func(*args, **(kwargs or {}))
 
 
-class NoWaiting(TorchDispatchMode):
+class NoWaiting(Checking):
     """Refuses operators whose result or shape the host needs, and counts the rest."""
 
     WAITS = ("_local_scalar_dense", "nonzero", "nonzero_static", "masked_select", "is_nonzero", "equal", "_unique2")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.checked = 0
-
-    def __torch_dispatch__(
-        self, func: OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        name = func.overloadpacket.__name__
+    def check(self, name: str, args: tuple) -> None:
         indices = args[1] if name in ("index", "index_put", "index_put_", "_unsafe_index") else ()
         if name in self.WAITS or any(index is not None and index.dtype is torch.bool for index in indices):
             raise RuntimeError(f"{name} would wait for the device")
         self.checked += 1
-        return func(*args, **(kwargs or {}))
 
 
 class Evaluate(nn.Module):
