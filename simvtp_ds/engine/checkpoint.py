@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from simvtp_ds.files import sha256
 
 RECORD = "checkpoint.json"
+PARTIAL = ".partial-"  # in front of the name of a folder that is being written or deleted
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,24 @@ def hash_errors(folder: Path, record: Mapping[str, Any], share: int = 0, of: int
     names = sorted(record["files"])[share::of]
     wrong = [n for n in names if sha256(folder / n) != record["files"][n]["sha256"]]
     return [f"{folder / name} is damaged: its sha256 is not the one that was written" for name in wrong]
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give a complete checkpoint its name."""
+    if final.exists():  # a damaged one of the same step, passed over when the run was resumed
+        shutil.rmtree(final)
+    partial.rename(final)
+
+
+def retired(run: Path, keep: int) -> Iterator[Path]:
+    """All checkpoints of a run but its newest `keep`, one by one, to be deleted.
+
+    Renamed first: a folder deleted by half must not look like a checkpoint.
+    """
+    for old in steps_of(run)[keep:]:
+        doomed = old.with_name(f"{PARTIAL}{old.name}")
+        old.rename(doomed)
+        yield doomed
 
 
 def newest_valid(run: str | Path) -> Path | None:

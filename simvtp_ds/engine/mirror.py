@@ -9,11 +9,10 @@ from threading import Thread
 
 import yaml
 
-from simvtp_ds.engine.checkpoint import hash_errors, record_of, steps_of
+from simvtp_ds.engine.checkpoint import PARTIAL, hash_errors, publish, record_of, retired
 from simvtp_ds.engine.ranks import Control, Rank
 from simvtp_ds.engine.resume import RefusedError
 
-PARTIAL = ".partial-"
 BESIDE = ("config.yaml", "deepspeed.json", "tokenizer")  # what makes it a run's folder
 
 
@@ -93,12 +92,8 @@ class Mirror:
             shutil.copytree(checkpoint, partial)
             if errors := hash_errors(partial, record_of(partial)):
                 raise OSError(errors[0])
-            if final.exists():
-                shutil.rmtree(final)
-            partial.rename(final)
-            for old in steps_of(self.folder)[self.keep :]:
-                doomed = root / f"{PARTIAL}{old.name}"
-                old.rename(doomed)
+            publish(partial, final)
+            for doomed in retired(self.folder, self.keep):
                 shutil.rmtree(doomed)
         except (OSError, ValueError, shutil.Error) as error:
             shutil.rmtree(partial, ignore_errors=True)

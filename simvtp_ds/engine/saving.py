@@ -21,13 +21,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from simvtp_ds.engine.checkpoint import RECORD, Position, record_of, steps_of
+from simvtp_ds.engine.checkpoint import PARTIAL, RECORD, Position, publish, record_of, retired
 from simvtp_ds.engine.cpu_adam import replay_bias_correction
 from simvtp_ds.engine.failures import TrainingError
 from simvtp_ds.engine.ranks import Control, Rank
 from simvtp_ds.files import replacing, sha256, sync_folder
 
-PARTIAL = ".partial-"
 WEIGHTS = "weights.safetensors"
 AVERAGE = "ema.safetensors"
 OF_A_GROUP = ("weight_decay", "lr_scale")  # what parameter groups differ in (model/params.py)
@@ -158,16 +157,11 @@ def save(
             record = {"position": asdict(position), "files": dict(sorted(files.items()))}
             with replacing(partial / RECORD) as temporary:
                 temporary.write_text(json.dumps(record, indent=1))
-            if final.exists():  # a damaged one of the same step, passed over when the run was resumed
-                shutil.rmtree(final)
-            partial.rename(final)
+            publish(partial, final)
             sync_folder(root)
     together()
     if rank.is_main:
-        for old in steps_of(run)[keep:]:
-            # Renamed first: a folder deleted by half must not look like a checkpoint.
-            doomed = root / f"{PARTIAL}{old.name}"
-            old.rename(doomed)
+        for doomed in retired(run, keep):
             shutil.rmtree(doomed, ignore_errors=True)
     return final
 
