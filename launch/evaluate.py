@@ -114,7 +114,6 @@ def write(path: Path, found: dict) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted: nothing was written") from None
+    from simvtp_ds.engine.failures import run_main
+
+    run_main(lambda: main(sys.argv[1:]), "interrupted: nothing was written")

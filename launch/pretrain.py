@@ -41,4 +41,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from simvtp_ds.engine.failures import run_main
+
+    run_main(lambda: main(sys.argv[1:]))

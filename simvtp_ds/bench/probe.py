@@ -22,6 +22,7 @@ from simvtp_ds.config import PretrainConfig
 from simvtp_ds.data.backend import choose_backend
 from simvtp_ds.data.loader import DataError, Loader
 from simvtp_ds.ds_settings import DeepSpeedSettings, check_accelerator, load_settings
+from simvtp_ds.engine.failures import run_main
 from simvtp_ds.engine.meters import memory_gib
 from simvtp_ds.engine.pretrain import pretraining_job
 from simvtp_ds.engine.ranks import Rank, connect, find_rank
@@ -100,7 +101,6 @@ def main(arguments: list[str]) -> int:
         else:
             connect(rank, TIMEOUT)
             found = step_rate(config, settings, rank)
-            torch.distributed.destroy_process_group()
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, DataError) or not _no_memory(error):
             raise
@@ -121,4 +121,4 @@ def _no_memory(error: Exception) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_main(lambda: main(sys.argv[1:]))

@@ -23,6 +23,7 @@ from simvtp_ds.bench.cases import BenchError
 from simvtp_ds.config import ModelConfig, ObjectiveConfig
 from simvtp_ds.ds_settings import check_accelerator, load_settings
 from simvtp_ds.engine.checkpoint import Position
+from simvtp_ds.engine.failures import run_main
 from simvtp_ds.engine.ranks import Control, connect, find_rank
 from simvtp_ds.engine.saving import save
 from simvtp_ds.engine.train import start_engine
@@ -72,7 +73,6 @@ def measure(model: ModelConfig, deepspeed_config: str, rounds: int, folder: Path
             sha256(path)
         times["hash"].append(time.perf_counter() - began)
         written = sum(path.stat().st_size for path in saved.iterdir())
-    torch.distributed.destroy_process_group()
     report = {
         "bench": "save",
         "parameters": sum(p.numel() for p in task.parameters()),
@@ -106,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

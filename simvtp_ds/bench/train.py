@@ -30,7 +30,7 @@ from simvtp_ds.config import PretrainConfig
 from simvtp_ds.config_files import PRESETS, load_config
 from simvtp_ds.data.loader import DataError
 from simvtp_ds.ds_settings import check_accelerator, load_settings
-from simvtp_ds.engine.failures import TrainingError
+from simvtp_ds.engine.failures import TrainingError, run_main
 from simvtp_ds.engine.pretrain import pretraining_job
 from simvtp_ds.engine.ranks import find_rank
 from simvtp_ds.engine.run import apply, train
@@ -152,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -299,7 +299,6 @@ def _train(job: Job, rank: Rank, resume: str, watchdog: Watchdog, problem: str) 
         loader.close()
         if trainer.journal is not None:
             trainer.journal.close()
-    # gloo's threads would outlive the interpreter and now and then abort a finished run. Not after an error: other
-    # ranks may still wait in a collective, and this would wait for them.
+    # Not after an error: other ranks may still wait in a collective, and this would wait for them.
     torch.distributed.destroy_process_group()
     return outcome, trainer.stopped_by

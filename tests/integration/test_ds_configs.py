@@ -40,7 +40,7 @@ print(json.dumps({
     "raw": settings.raw == json.load(open(sys.argv[1])),
     "expected": [settings.zero_stage, settings.global_batch(1), settings.clipping, settings.lr],
 }))
-torch.distributed.destroy_process_group()  # else gloo's threads now and then abort the exit
+os._exit(sys.stdout.flush() or 0)  # as engine.failures.run_main does, and for its reason
 """
 
 

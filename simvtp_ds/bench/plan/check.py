@@ -29,6 +29,7 @@ from simvtp_ds.bench.plan.step import DTYPES, count_step
 from simvtp_ds.bench.timing import place
 from simvtp_ds.config import PretrainConfig
 from simvtp_ds.ds_settings import DeepSpeedSettings, check_accelerator, load_settings
+from simvtp_ds.engine.failures import run_main
 from simvtp_ds.engine.ranks import Rank, connect, find_rank
 from simvtp_ds.engine.run import apply
 from simvtp_ds.engine.train import start_engine
@@ -139,8 +140,7 @@ def main(arguments: list[str]) -> None:
         report |= {"ranks": rank.world_size, "clips": settings.micro_batch, "words": options.words, **found}
         print(table(found))
         print(json.dumps(report))
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_main(lambda: main(sys.argv[1:]))

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 if __name__ == "__main__":
     from launch.pretrain import main
+    from simvtp_ds.engine.failures import run_main
     from simvtp_ds.objectives.pretrain import OfStep, PretrainTask
     from simvtp_ds.types import Batch, Losses
 
@@ -28,4 +29,4 @@ if __name__ == "__main__":
         return losses
 
     PretrainTask.forward = poisoned
-    main(sys.argv[1:])
+    run_main(lambda: main(sys.argv[1:]))

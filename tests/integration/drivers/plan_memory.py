@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import sys
 
-import torch
-
 from simvtp_ds.bench import inputs
 from simvtp_ds.bench.plan.check import TIMEOUT, check
 from simvtp_ds.config import ModelConfig, PretrainConfig
 from simvtp_ds.data_config import DataConfig
 from simvtp_ds.ds_settings import load_settings
+from simvtp_ds.engine.failures import run_main
 from simvtp_ds.engine.ranks import connect, find_rank
 
 # States and activations weigh about the same, and the words are not all of the model, as in a model worth training.
@@ -28,8 +27,7 @@ def main() -> None:
         found = check(config, load_settings(path, rank.world_size), 12, rank)
         if rank.is_main:
             print("found", json.dumps({"path": path, "memory": found["memory"], "flops": found["flops"]}), flush=True)
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -11,7 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Collectives until something happens."""
     import torch
     import torch.distributed as dist
 
@@ -40,3 +42,9 @@ if __name__ == "__main__":
             dist.all_reduce(torch.ones(1))
             watch.feed()
             time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    from simvtp_ds.engine.failures import run_main
+
+    run_main(main)

@@ -14,7 +14,9 @@ sys.path.insert(0, str(ROOT))
 
 CASES = ((0, False), (1, True), (2, False), (3, False))  # stage, bf16
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """All cases, one after the other."""
     import deepspeed
     import torch
     from safetensors.torch import save_file
@@ -47,4 +49,9 @@ if __name__ == "__main__":
             folder.mkdir(parents=True)
             save_file(weights, folder / "expected.safetensors")
         engine.save_checkpoint(str(folder), tag="step_2")
-    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    from simvtp_ds.engine.failures import run_main
+
+    run_main(main)

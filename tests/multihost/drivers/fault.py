@@ -17,6 +17,7 @@ if __name__ == "__main__":
     import torch
 
     from launch.pretrain import main
+    from simvtp_ds.engine.failures import run_main
     from simvtp_ds.engine.watchdog import Watchdog
     from simvtp_ds.objectives.pretrain import OfStep, PretrainTask
     from simvtp_ds.types import Batch, Losses
@@ -55,4 +56,4 @@ if __name__ == "__main__":
 
     if os.environ.get("RANK", "0") == victim:
         Watchdog.at, PretrainTask.forward, torch.save = marked, spoilt, half
-    main(sys.argv[1:])
+    run_main(lambda: main(sys.argv[1:]))
