@@ -132,11 +132,14 @@ class ComputeConfig:
         recompute: Keep only the inputs of the blocks and run each again in the backward pass (activation
             checkpointing): less memory, a third more time.
         tf32: Products of fp32 runs in TF32, on GPUs that have it (Ampere and later): faster, 10 bits of mantissa.
+        varlen: Attention of pre-training over sequences of several lengths in place of a mask (flash attention): same
+            numbers, no work for what the mask hides. GPUs from Ampere on, fp16 or bf16.
     """
 
     compile: bool = False
     recompute: bool = False
     tf32: bool = False
+    varlen: bool = False
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from simvtp_ds.engine.train import Trainer, start_engine
 from simvtp_ds.engine.watchdog import Watchdog
 from simvtp_ds.finetune_config import FinetuneConfig
 from simvtp_ds.model.blocks import compile_blocks, recompute_blocks, use_fast_norm_if_available
+from simvtp_ds.model.simvtp import use_segments
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Job:
             not (self.config.compute.compile and self.settings.zero_stage == 3),
             f"compute.compile is on and {self.settings.path} has ZeRO stage 3, whose gathering of weights inside a "
             "compiled block was never tried: switch it off, or take stage 2",
+        )
+        require(
+            not self.config.compute.varlen or takes_varlen(self.settings.dtype),
+            f"compute.varlen is on, and needs a GPU from Ampere on (compute capability 8.0) and fp16 or bf16, where "
+            f"{self.settings.path} has {self.settings.dtype}: switch it off",
         )
 
 
@@ -122,8 +128,15 @@ def lock_run(run: Path) -> IO[str]:
     return lock
 
 
+def takes_varlen(dtype: str) -> bool:
+    """Whether attention over segments runs here: torch has it as flash attention only."""
+    return dtype != "fp32" and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
 def apply(compute: ComputeConfig, task: torch.nn.Module) -> None:
     """Set `task` up to compute that way."""
+    if compute.varlen:
+        use_segments(task)
     if compute.tf32:
         torch.set_float32_matmul_precision("high")  # concerns GPUs that have TF32, and no others
     if compute.recompute:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from timm.layers.fast_norm import has_apex, set_fast_norm
 from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.bert.configuration_bert import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings
@@ -47,12 +48,30 @@ class QueryKeyValue(nn.Linear):
         return F.linear(tokens, self.weight, bias)
 
 
+class Segments(NamedTuple):
+    """Rows laid end to end and cut into segments whose tokens look at one another and at nobody else."""
+
+    ends: Tensor  # int32 [S + 1], 0 and where each segment ends; one may be empty
+    longest: int  # tokens that no segment exceeds
+
+
 class Attention(TimmAttention):
     """timm's attention (fused where torch can) over `QueryKeyValue`."""
 
     def __init__(self, dim: int, **options: Any):
         super().__init__(dim, **options)
         self.qkv = QueryKeyValue(dim)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | Segments | None = None, is_causal: bool = False) -> Tensor:
+        """[B, N, D] to [B, N, D]; `Segments` are for CUDA in half precision (torch's varlen_attn)."""
+        if not isinstance(attn_mask, Segments):
+            return super().forward(x, attn_mask, is_causal)
+        ends, longest = attn_mask
+        queries, keys, values = rearrange(
+            self.qkv(x), "b n (three heads d) -> three (b n) heads d", three=3, heads=self.num_heads
+        )
+        out = varlen_attn(queries, keys, values, ends, ends, longest, longest)
+        return self.proj(rearrange(out, "(b n) heads d -> b n (heads d)", b=x.shape[0]))
 
 
 class Blocks(nn.Module):
@@ -81,12 +100,12 @@ class Blocks(nn.Module):
         self.recompute = False
         self.has_dropout = drop_path > 0
 
-    def forward(self, tokens: Tensor, attend: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, attend: Tensor | Segments | None = None) -> Tensor:
         """[B, N, D] to [B, N, D]; `attend` bool [B, Q, N], True where token q may look at token n, None: everywhere.
 
-        Q is N, or 1 where all tokens look at the same ones.
+        Q is N, or 1 where all tokens look at the same ones. Or the segments of the B rows.
         """
-        mask = None if attend is None else rearrange(attend, "b q n -> b 1 q n")
+        mask = rearrange(attend, "b q n -> b 1 q n") if isinstance(attend, Tensor) else attend
         for layer in self.layers:
             if self.recompute and self.training:
                 tokens = checkpoint(

@@ -19,6 +19,7 @@ from simvtp_ds.config import ModelConfig
 from simvtp_ds.model.blocks import (
     INITIAL_STD,
     Blocks,
+    Segments,
     WordEmbedding,
     initialise,
     mean_joint,
@@ -37,8 +38,8 @@ class Encoder(nn.Module):
         self.blocks = Blocks(width, depth, heads, mlp_ratio)
         self.norm = LayerNorm(width, eps=1e-6)
 
-    def forward(self, tokens: Tensor, attend: Tensor | None = None) -> Tensor:
-        """[B, N, D] to [B, N, D]; `attend` bool [B, Q, N] as in `Blocks`."""
+    def forward(self, tokens: Tensor, attend: Tensor | Segments | None = None) -> Tensor:
+        """[B, N, D] to [B, N, D]; `attend` as in `Blocks`."""
         return self.norm(self.blocks(tokens, attend))
 
 
@@ -75,6 +76,20 @@ class Passes(NamedTuple):
     text: Tensor
 
 
+def segments_of_passes(word_mask: Tensor, video_tokens: int) -> Segments:
+    """The rows of `SimVTP.encode_passes` as segments; padding (False in bool [B, L]), at the ends, is one of its own.
+
+    Nothing waits for the device: how many segments there are does not depend on the words.
+    """
+    places = word_mask.shape[1]
+    words = word_mask.sum(dim=1)
+    video = torch.full_like(words, video_tokens)
+    together = torch.stack([video + words, places - words], dim=1).flatten()
+    apart = torch.stack([video, words, places - words], dim=1).flatten()
+    lengths = torch.cat([together, together, apart])
+    return Segments(F.pad(lengths.cumsum(0), (1, 0)).int(), video_tokens + places)
+
+
 class SimVTP(nn.Module):
     """The pre-training model. It has no `forward` of its own: objectives/pretrain.py says which passes make a step.
 
@@ -84,11 +99,16 @@ class SimVTP(nn.Module):
         image_size: Height and width of a clip, in pixels.
         vocab_size: Words of the tokenizer (V).
         pad_id: The tokenizer's id of [PAD]: 0 in every BERT vocabulary.
+
+    Attributes:
+        varlen: Attention of a step's passes over segments in place of a mask: same numbers, no work for what a mask
+            hides, CUDA in half precision only.
     """
 
     def __init__(self, config: ModelConfig, num_frames: int, image_size: int, vocab_size: int, pad_id: int = 0):
         super().__init__()
         self.config = config
+        self.varlen = False
         self.grid = token_grid(num_frames, image_size, config.tubelet_size, config.patch_size)
         num_tokens = self.grid[0] * self.grid[1] * self.grid[2]
 
@@ -135,6 +155,8 @@ class SimVTP(nn.Module):
         In the third of the rows a clip and its caption stand side by side and do not look at each other. So the
         encoder's weights are read (under ZeRO-3: gathered) once a step, and its products are large.
 
+        What stands on padding is undefined.
+
         Args:
             video: Visible tokens [B, Nv, D].
             text: Words [B, L, D].
@@ -142,14 +164,15 @@ class SimVTP(nn.Module):
             negative: int64 [B], the clip that each caption is joined with in the wrong pair.
         """
         joint, wrong = torch.cat([video, text], dim=1), torch.cat([video[negative], text], dim=1)
-        is_text = torch.arange(joint.shape[1], device=video.device) >= video.shape[1]
-        seen = see_both(video, word_mask)
-        apart = seen & (is_text[:, None] == is_text)
-        rows, attend = (
-            torch.cat([joint, wrong, joint]),
-            torch.cat([seen.expand_as(apart), seen.expand_as(apart), apart]),
-        )
-        out = rearrange(self.encoder(rows, attend), "(passes b) n d -> passes b n d", passes=3)
+        if self.varlen:
+            attend = segments_of_passes(word_mask, video.shape[1])
+        else:
+            is_text = torch.arange(joint.shape[1], device=video.device) >= video.shape[1]
+            seen = see_both(video, word_mask)
+            apart = seen & (is_text[:, None] == is_text)
+            attend = torch.cat([seen.expand_as(apart), seen.expand_as(apart), apart])
+        out = self.encoder(torch.cat([joint, wrong, joint]), attend)
+        out = rearrange(out, "(passes b) n d -> passes b n d", passes=3)
         return Passes(*(part for row in out for part in row.split([video.shape[1], text.shape[1]], dim=1)))
 
     # --- the same from bytes and word ids
@@ -200,3 +223,10 @@ class SimVTP(nn.Module):
         """The indices of all tokens of each clip, int64 [B, N]."""
         num_tokens = self.grid[0] * self.grid[1] * self.grid[2]
         return repeat(torch.arange(num_tokens, device=frames.device), "n -> b n", b=frames.shape[0])
+
+
+def use_segments(task: nn.Module) -> None:
+    """Let the pre-training model in `task` attend over segments in place of a mask."""
+    for module in task.modules():
+        if isinstance(module, SimVTP):
+            module.varlen = True

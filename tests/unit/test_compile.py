@@ -46,7 +46,12 @@ def test_a_stack_of_blocks_is_compiled_once_and_lengths_of_captions_once_more() 
 
 
 def test_the_configuration_decides_how_a_step_is_computed() -> None:
-    for compute in (ComputeConfig(), ComputeConfig(compile=True), ComputeConfig(recompute=True)):
+    for compute in (
+        ComputeConfig(),
+        ComputeConfig(compile=True),
+        ComputeConfig(recompute=True),
+        ComputeConfig(varlen=True),
+    ):
         task = PretrainTask(tiny_model(), ObjectiveConfig())
         apply(compute, task)
         stacks = [module for module in task.modules() if isinstance(module, Blocks)]
@@ -54,6 +59,7 @@ def test_the_configuration_decides_how_a_step_is_computed() -> None:
         assert len(stacks) == 2 and len(layers) == 3
         assert [stack.recompute for stack in stacks] == [compute.recompute] * 2
         assert [layer._compiled_call_impl is not None for layer in layers] == [compute.compile] * 3
+        assert task.model.varlen == compute.varlen
 
 
 def test_tf32_is_switched_on_where_it_is_asked_for_and_only_there() -> None:

@@ -21,9 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from simvtp_ds.config import ContrastiveConfig, ModelConfig, ObjectiveConfig
 from simvtp_ds.finetune_config import RetrievalObjectiveConfig
+from simvtp_ds.model import blocks
 from simvtp_ds.model.blocks import recompute_blocks
 from simvtp_ds.model.retrieval import TwoTower
-from simvtp_ds.model.simvtp import SimVTP
+from simvtp_ds.model.simvtp import SimVTP, use_segments
 from simvtp_ds.objectives.finetune import FinetuneTask
 from simvtp_ds.objectives.pretrain import PretrainTask
 from simvtp_ds.objectives.whole_step import CachedContrast, Features
@@ -146,17 +147,21 @@ def test_pretraining_step_keeps_to_one_device_and_its_dtypes(dtype: torch.dtype,
         assert (loss.device.type, loss.dtype, tuple(loss.shape)) == ("cuda", torch.float32, ())
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    "change", [lambda task: None, recompute_blocks, use_segments], ids=["kept", "recomputed", "segments"]
+)
 def test_gradients_of_pretraining_keep_to_one_device_and_their_dtype(
-    recompute: bool, monkeypatch: pytest.MonkeyPatch
+    change: Callable[[nn.Module], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As for fine-tuning below; blocks and word logits are computed again in the backward pass, for which
     # torch.utils.checkpoint asks for the module of the device.
     device, dtype = "lazy", torch.float16
     monkeypatch.setattr(torch, device, ModuleType(device), raising=False)
+    asked: list[tuple] = []
+    real = blocks.varlen_attn
+    monkeypatch.setattr(blocks, "varlen_attn", lambda *inputs: asked.append(inputs) or real(*inputs))
     task = PretrainTask(tiny_meta_model(), ObjectiveConfig()).train()
-    if recompute:
-        recompute_blocks(task)
+    change(task)
     with FakeTensorMode(), OneDtype() as check:
         for module in task.modules():
             own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
@@ -169,6 +174,14 @@ def test_gradients_of_pretraining_keep_to_one_device_and_their_dtype(
         assert weight.grad is not None, name
         assert (weight.grad.device.type, weight.grad.dtype, weight.grad.shape) == (device, dtype, weight.shape), name
     assert check.checked > 60
+    assert len(asked) == (TINY.depth if change is use_segments else 0)  # the decoder has no mask
+    clips, words = REAL_BATCH.words.shape
+    for q, k, v, ends, same, longest, _ in asked:  # what the kernel takes; which numbers: test_objectives.py
+        assert longest == REAL_BATCH.visible.shape[1] + words
+        assert q.dtype == k.dtype == v.dtype == dtype and q.stride(-1) == 1
+        assert q.shape == (3 * clips * longest, TINY.heads, TINY.width // TINY.heads)
+        assert ends is same and ends.shape == (7 * clips + 1,)
+        assert (ends.dtype, ends.device.type) == (torch.int32, device)
 
 
 def test_nothing_in_a_step_waits_for_the_device() -> None:

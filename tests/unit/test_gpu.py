@@ -23,6 +23,8 @@ from simvtp_ds.data.sampling import Box, View
 from simvtp_ds.data.storage import Source
 from simvtp_ds.data.worker import Task, failure
 from simvtp_ds.data_config import DataConfig
+from simvtp_ds.engine.run import takes_varlen
+from simvtp_ds.model.simvtp import use_segments
 from simvtp_ds.objectives.pretrain import PretrainTask
 from simvtp_ds.types import to_device
 
@@ -44,6 +46,22 @@ def test_a_step_on_the_gpu_equals_the_step_on_the_cpu(dtype: torch.dtype, tolera
         assert ours.grad is not None and theirs.grad is not None
         difference = (ours.grad.float().cpu() - theirs.grad).norm() / (theirs.grad.norm() + 1e-6)
         assert difference < 5 * tolerance, name
+
+
+def test_attention_over_segments_gives_the_losses_and_gradients_of_the_mask() -> None:
+    if not takes_varlen("bf16"):
+        pytest.skip("needs compute capability 8.0")
+    masked, batch = PretrainTask(tiny_model(), ObjectiveConfig()).to("cuda", torch.bfloat16), tiny_batch(4, padded=True)
+    segments = copy.deepcopy(masked)
+    use_segments(segments)
+    expected, found = masked(to_device(batch, "cuda")), segments(to_device(batch, "cuda"))
+    for name, ours, theirs in zip(expected._fields, found, expected, strict=True):
+        assert ours.item() == pytest.approx(theirs.item(), rel=2e-2), name
+    expected.total.backward()
+    found.total.backward()
+    for (name, ours), theirs in zip(segments.named_parameters(), masked.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None
+        assert (ours.grad - theirs.grad).norm() < 0.1 * (theirs.grad.norm() + 1e-5), name
 
 
 @pytest.mark.filterwarnings("error")  # a clip that DALI leaves to the worker processes

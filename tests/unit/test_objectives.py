@@ -8,11 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import TINY, tiny_batch, tiny_model
+from torch import Tensor
 
 from simvtp_ds.bench.memory import peak_memory
 from simvtp_ds.config import ContrastiveConfig, ObjectiveConfig
+from simvtp_ds.model import blocks
 from simvtp_ds.model.blocks import recompute_blocks
-from simvtp_ds.model.simvtp import SimVTP
+from simvtp_ds.model.simvtp import SimVTP, use_segments
 from simvtp_ds.objectives.contrastive import local_contrast
 from simvtp_ds.objectives.matching import match_loss
 from simvtp_ds.objectives.pixels import pixel_loss, pixel_target
@@ -348,6 +350,41 @@ def test_all_passes_in_one_call_are_the_passes_one_by_one(batch: Batch) -> None:
             model.encode_text_tokens(text, batch.word_mask),
         )
     torch.testing.assert_close(tuple(found), expected)
+
+
+def attention_segment_by_segment(
+    query: Tensor, key: Tensor, value: Tensor, ends: Tensor, key_ends: Tensor, longest: int, longest_key: int
+) -> Tensor:
+    """What torch's varlen_attn does on a GPU, [N, heads, d], in the plain way."""
+    assert ends is key_ends and ends.dtype is torch.int32 and ends[-1] == len(query)
+    lengths = ends.diff().tolist()
+    assert max(lengths) <= longest == longest_key and min(lengths) >= 0
+    parts = zip(*(tensor.split(lengths) for tensor in (query, key, value)), strict=True)
+    done = [((q.transpose(0, 1) @ k.permute(1, 2, 0)) / q.shape[-1] ** 0.5).softmax(-1) @ v.transpose(0, 1)
+            for q, k, v in parts]  # fmt: skip
+    return torch.cat([part.transpose(0, 1) for part in done])
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+def test_attention_over_segments_gives_the_losses_and_gradients_of_the_mask(
+    padded: bool, recompute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(blocks, "varlen_attn", lambda *inputs: calls.append(1) or attention_segment_by_segment(*inputs))
+    masked, segments = (PretrainTask(tiny_model(), ObjectiveConfig()) for _ in range(2))
+    use_segments(segments)
+    if recompute:
+        recompute_blocks(segments)
+    batch = tiny_batch(4, padded=padded)
+    expected, found = masked(batch), segments(batch)
+    torch.testing.assert_close(tuple(found), tuple(expected), rtol=1e-5, atol=1e-6)
+    expected.total.backward()
+    found.total.backward()
+    for (name, one), other in zip(masked.named_parameters(), segments.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None, name
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6)
+    assert len(calls) == TINY.depth * (1 + recompute)
 
 
 @pytest.mark.parametrize("views", [False, True], ids=["clips", "views"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from simvtp_ds.config import ComputeConfig, ModelConfig, ObjectiveConfig, PretrainConfig, ScheduleConfig
 from simvtp_ds.config_files import config_parser, instantiate, load_config, save_config
@@ -101,6 +102,23 @@ def test_a_micro_batch_that_views_do_not_fill_is_refused_before_the_model(corpor
     assert job(corpora, data, 3, vtm=0.0).examples.least_clips == 1
     with pytest.raises(ValueError, match=r"60 captions in .*/a, one step takes 80 .* x 2 ranks / data.views 3\)"):
         job(corpora, data, 120)
+
+
+def test_attention_over_segments_is_refused_where_it_has_no_kernel(
+    corpora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = job(corpora, mixed(corpora, "a", "b"))
+    segments = replace(planned.config, compute=ComputeConfig(varlen=True))
+    half = replace(planned.settings, dtype="bf16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, with_settings in (((8, 0), planned.settings), ((7, 0), half)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda c=capability: c)
+        with pytest.raises(ValueError, match=rf"compute\.varlen is on, and needs .*has {with_settings.dtype}"):
+            replace(planned, config=segments, settings=with_settings)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert replace(planned, config=segments, settings=half).config is segments
+    with pytest.raises(ValueError, match=r"compute\.varlen is on; it is for the passes of pre-training"):
+        FinetuneConfig(compute=ComputeConfig(varlen=True))
 
 
 def test_compiled_blocks_under_zero_3_are_refused_before_the_model(corpora: Path) -> None:
