@@ -134,12 +134,15 @@ class ComputeConfig:
         tf32: Products of fp32 runs in TF32, on GPUs that have it (Ampere and later): faster, 10 bits of mantissa.
         varlen: Attention of pre-training over sequences of several lengths in place of a mask (flash attention): same
             numbers, no work for what the mask hides. GPUs from Ampere on, fp16 or bf16.
+        liger: Cross entropy of pre-training's hidden words by Liger's fused kernel: same numbers, logits are computed
+            once. GPUs, where liger-kernel is installed.
     """
 
     compile: bool = False
     recompute: bool = False
     tf32: bool = False
     varlen: bool = False
+    liger: bool = False
 
 
 @dataclass(frozen=True)

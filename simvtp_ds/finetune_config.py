@@ -136,9 +136,9 @@ class FinetuneConfig:
             not self.run.picture_every,
             f"run.picture_every is {self.run.picture_every}; fine-tuned towers rebuild no pixels, leave it at 0",
         )
-        require(
-            not self.compute.varlen,
-            "compute.varlen is on; it is for the passes of pre-training, leave it off",
-        )
+        for name in ("varlen", "liger"):
+            require(
+                not getattr(self.compute, name), f"compute.{name} is on; it is for pre-training's step, leave it off"
+            )
         if not self.init:  # else the sizes are the checkpoint's, and checked when they are known
             check_sizes(self.data, self.model)

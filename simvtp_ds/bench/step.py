@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -104,8 +105,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--words", metavar="L", type=int, default=20, help="of the longest caption (default: %(default)s)")
     p.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32"], help="of our step (default: fp32)")
     p.add_argument("--baseline", nargs="+", choices=BASELINES, default=[], help="in fp32, as released")
-    p.add_argument("--also", nargs="+", choices=ALSO, default=[], help="ours with the encoder called pass by pass, "
-                   "with attention over segments (GPU, fp16 or bf16), with blocks recomputed, or compiled")  # fmt: skip
+    p.add_argument("--also", nargs="+", choices=ALSO, default=[], help="ours with the encoder called pass by pass; "
+                   "with attention over segments (GPU, fp16 or bf16); with Liger's loss (GPU); with blocks recomputed; "
+                   "compiled")  # fmt: skip
     p.add_argument("--rounds", metavar="R", type=int, default=5, help="repetitions (default: %(default)s)")
     p.add_argument("--warmup", metavar="R", type=int, default=1, help="rounds before them (default: %(default)s)")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
@@ -126,6 +128,8 @@ def run(options: argparse.Namespace) -> dict:
         raise BenchError("--dtypes fp16 on a CPU tells nothing of a GPU; give fp32 or bf16")
     if "varlen" in options.also and (options.device == "cpu" or "fp32" in options.dtypes):
         raise BenchError("--also varlen runs on a GPU in fp16 or bf16 only; leave it out, or give --dtypes bf16")
+    if "liger" in options.also and (options.device == "cpu" or find_spec("liger_kernel") is None):
+        raise BenchError("--also liger needs a GPU and the package liger-kernel; leave it out")
     device = torch.device(options.device)
     options.out.mkdir(parents=True, exist_ok=True)
     with replacing(options.out / "step.json") as temporary:

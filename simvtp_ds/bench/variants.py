@@ -23,10 +23,11 @@ from simvtp_ds.config import PretrainConfig
 from simvtp_ds.data.augment import PIXEL_MEAN, PIXEL_STD
 from simvtp_ds.model.blocks import compile_blocks, recompute_blocks
 from simvtp_ds.model.simvtp import use_segments
+from simvtp_ds.objectives.pretrain import fuse_word_loss
 from simvtp_ds.types import Batch, to_device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OURS, BASELINES, ALSO = "ours", ("released", "hf-videomae"), ("one-by-one", "varlen", "recompute", "compile")
+OURS, BASELINES, ALSO = "ours", ("released", "hf-videomae"), ("one-by-one", "varlen", "liger", "recompute", "compile")
 
 
 class Took(NamedTuple):
@@ -146,6 +147,7 @@ def make_module(name: str, config: PretrainConfig, device: torch.device | str = 
         OURS: lambda: None,
         "one-by-one": lambda: one_by_one(task.model),
         "varlen": lambda: use_segments(task),
+        "liger": lambda: fuse_word_loss(task),
         "recompute": lambda: recompute_blocks(task),
         "compile": lambda: compile_blocks(task),
     }

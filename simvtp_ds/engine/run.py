@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import torch
 
-from simvtp_ds.config import ComputeConfig, PretrainConfig
+from simvtp_ds.config import PretrainConfig
 from simvtp_ds.config_files import save_config
 from simvtp_ds.data.backend import choose_backend
 from simvtp_ds.data.examples import Examples
@@ -23,9 +23,9 @@ from simvtp_ds.data.loader import Loader
 from simvtp_ds.data.manifest import Manifest
 from simvtp_ds.data.mixture import Mixture
 from simvtp_ds.data.text import Tokenizer
-from simvtp_ds.data_config import require
 from simvtp_ds.ds_settings import DeepSpeedSettings
 from simvtp_ds.engine.checkpoint import Position
+from simvtp_ds.engine.compute import apply, check_compute
 from simvtp_ds.engine.ema import Ema
 from simvtp_ds.engine.failures import TrainingError
 from simvtp_ds.engine.meters import BadClipLog, Journal
@@ -38,8 +38,7 @@ from simvtp_ds.engine.start import Start
 from simvtp_ds.engine.train import Trainer, start_engine
 from simvtp_ds.engine.watchdog import Watchdog
 from simvtp_ds.finetune_config import FinetuneConfig
-from simvtp_ds.model.blocks import compile_blocks, recompute_blocks, use_fast_norm_if_available
-from simvtp_ds.model.simvtp import use_segments
+from simvtp_ds.model.blocks import use_fast_norm_if_available
 
 
 @dataclass(frozen=True)
@@ -74,16 +73,7 @@ class Job:
 
     def __post_init__(self) -> None:
         choose_backend(self.config.data)  # ValueError where it is not there
-        require(
-            not (self.config.compute.compile and self.settings.zero_stage == 3),
-            f"compute.compile is on and {self.settings.path} has ZeRO stage 3, whose gathering of weights inside a "
-            "compiled block was never tried: switch it off, or take stage 2",
-        )
-        require(
-            not self.config.compute.varlen or takes_varlen(self.settings.dtype),
-            f"compute.varlen is on, and needs a GPU from Ampere on (compute capability 8.0) and fp16 or bf16, where "
-            f"{self.settings.path} has {self.settings.dtype}: switch it off",
-        )
+        check_compute(self.config.compute, self.settings)
 
 
 def open_manifest(folder: str, root: str) -> Manifest:
@@ -126,23 +116,6 @@ def lock_run(run: Path) -> IO[str]:
     except OSError as error:
         raise TrainingError(f"run.dir {run} cannot be written: {error}") from error
     return lock
-
-
-def takes_varlen(dtype: str) -> bool:
-    """Whether attention over segments runs here: torch has it as flash attention only."""
-    return dtype != "fp32" and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
-
-
-def apply(compute: ComputeConfig, task: torch.nn.Module) -> None:
-    """Set `task` up to compute that way."""
-    if compute.varlen:
-        use_segments(task)
-    if compute.tf32:
-        torch.set_float32_matmul_precision("high")  # concerns GPUs that have TF32, and no others
-    if compute.recompute:
-        recompute_blocks(task)
-    if compute.compile:
-        compile_blocks(task)
 
 
 def source_commit() -> str | None:

@@ -58,6 +58,9 @@ class PretrainTask(nn.Module):
         model: The model to train.
         objectives: Weights of the losses and settings of the contrast. A weight of 0 keeps its parameters in the graph
             with a gradient of 0: ZeRO-2 needs every parameter on every rank.
+
+    Attributes:
+        fused_words: The words' loss by Liger's kernel, see `word_loss`.
     """
 
     def __init__(self, model: SimVTP, objectives: ObjectiveConfig):
@@ -65,6 +68,7 @@ class PretrainTask(nn.Module):
         self.model = model
         self.objectives = objectives
         everybody = objectives.contrastive.scope == "global"
+        self.fused_words = False
         self.scope = global_contrast if everybody else local_contrast
         self.contrasts_whole_step = everybody and objectives.vtc > 0
 
@@ -81,7 +85,8 @@ class PretrainTask(nn.Module):
 
         mvm = pixel_loss(out.rebuilt, out.target)
         chunks = math.ceil(batch.words.shape[0] / CAPTIONS_A_CHUNK)
-        mlm = word_loss(self.model.word_logits, hidden_words, batch.hidden_word_ids, chunks, words)
+        fused = self.model.word_head if self.fused_words else None
+        mlm = word_loss(self.model.word_logits, hidden_words, batch.hidden_word_ids, chunks, words, fused)
         features = Features(out.video_feature, out.text_feature)
         vtc = self.contrast(features, batch.video_ids) if cached is None else handed_on(features, cached)
         vtm = match_loss(out.match_logits, out.negative_logits)
@@ -148,3 +153,10 @@ class PretrainTask(nn.Module):
             match_logits=model.match(passes.joint_video, passes.joint_text, words_seen),
             negative_logits=model.match(passes.wrong_video, passes.wrong_text, words_seen),
         )
+
+
+def fuse_word_loss(task: nn.Module) -> None:
+    """Let the pre-training task `task` compute the words' loss by Liger's fused kernel."""
+    for module in task.modules():
+        if isinstance(module, PretrainTask):
+            module.fused_words = True

@@ -10,12 +10,17 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
 def word_loss(
-    word_logits: Callable[[Tensor], Tensor], outputs: Tensor, ids: Tensor, chunks: int = 1, each: Tensor | None = None
+    word_logits: Callable[[Tensor], Tensor],
+    outputs: Tensor,
+    ids: Tensor,
+    chunks: int = 1,
+    each: Tensor | None = None,
+    fused: nn.Linear | None = None,
 ) -> Tensor:
     """Cross entropy of the hidden words: float32 []; its mean over ranks is the mean over all words.
 
@@ -31,9 +36,14 @@ def word_loss(
         chunks: Parts that K is cut into, as many on every rank: under ZeRO-3 a call of `word_logits` is a collective.
         each: float32 [], from `words_of_each`, for the mean over all micro batches of a step. None: over this one; all
             ranks must call it.
+        fused: The layer behind `word_logits`, where Liger's fused kernel is to do it (on a GPU). It reads the weights
+            past the module, so ZeRO-3 is out.
     """
-    parts = zip(outputs.tensor_split(chunks), ids.tensor_split(chunks), strict=True)
-    total = torch.stack([_surprise(word_logits, *part) for part in parts]).sum()
+    if fused is not None and len(ids):
+        total = _fused_surprise(fused, outputs, ids)
+    else:
+        parts = zip(outputs.tensor_split(chunks), ids.tensor_split(chunks), strict=True)
+        total = torch.stack([_surprise(word_logits, *part) for part in parts]).sum()
     return total / (words_of_each(ids.shape[0], 1, ids.device) if each is None else each)
 
 
@@ -64,3 +74,10 @@ def _surprise(word_logits: Callable[[Tensor], Tensor], outputs: Tensor, ids: Ten
 
     # There is no dropout in it, so no state of a generator has to be kept.
     return checkpoint(run, outputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def _fused_surprise(head: nn.Linear, outputs: Tensor, ids: Tensor) -> Tensor:
+    """The same by Liger, which makes the gradients in the forward pass, so that logits are made once."""
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    return liger_fused_linear_cross_entropy(outputs, head.weight, ids, bias=head.bias, reduction="sum").float()

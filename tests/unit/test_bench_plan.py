@@ -23,7 +23,7 @@ from simvtp_ds.bench.plan.step import DTYPES, Step, count_step
 from simvtp_ds.config import ComputeConfig, ModelConfig, PretrainConfig
 from simvtp_ds.data_config import DataConfig
 from simvtp_ds.ds_settings import Dtype, load_settings
-from simvtp_ds.engine.run import apply
+from simvtp_ds.engine.compute import apply
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from tiny import tiny_batch, tiny_model
 from torch.fx import GraphModule
 
 from simvtp_ds.config import ComputeConfig, ObjectiveConfig
-from simvtp_ds.engine.run import apply
+from simvtp_ds.engine.compute import apply
 from simvtp_ds.model.blocks import Blocks, compile_blocks
 from simvtp_ds.objectives.pretrain import PretrainTask
 
@@ -51,6 +51,7 @@ def test_the_configuration_decides_how_a_step_is_computed() -> None:
         ComputeConfig(compile=True),
         ComputeConfig(recompute=True),
         ComputeConfig(varlen=True),
+        ComputeConfig(liger=True),
     ):
         task = PretrainTask(tiny_model(), ObjectiveConfig())
         apply(compute, task)
@@ -59,7 +60,7 @@ def test_the_configuration_decides_how_a_step_is_computed() -> None:
         assert len(stacks) == 2 and len(layers) == 3
         assert [stack.recompute for stack in stacks] == [compute.recompute] * 2
         assert [layer._compiled_call_impl is not None for layer in layers] == [compute.compile] * 3
-        assert task.model.varlen == compute.varlen
+        assert (task.model.varlen, task.fused_words) == (compute.varlen, compute.liger)
 
 
 def test_tf32_is_switched_on_where_it_is_asked_for_and_only_there() -> None:

@@ -23,9 +23,10 @@ from simvtp_ds.data.sampling import Box, View
 from simvtp_ds.data.storage import Source
 from simvtp_ds.data.worker import Task, failure
 from simvtp_ds.data_config import DataConfig
-from simvtp_ds.engine.run import takes_varlen
+from simvtp_ds.engine.compute import takes_varlen
 from simvtp_ds.model.simvtp import use_segments
 from simvtp_ds.objectives.pretrain import PretrainTask
+from simvtp_ds.objectives.words import word_loss
 from simvtp_ds.types import to_device
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
@@ -62,6 +63,18 @@ def test_attention_over_segments_gives_the_losses_and_gradients_of_the_mask() ->
     for (name, ours), theirs in zip(segments.named_parameters(), masked.parameters(), strict=True):
         assert ours.grad is not None and theirs.grad is not None
         assert (ours.grad - theirs.grad).norm() < 0.1 * (theirs.grad.norm() + 1e-5), name
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_the_words_loss_by_liger_is_ours(dtype: torch.dtype, tolerance: float) -> None:
+    pytest.importorskip("liger_kernel")
+    head, outputs = torch.nn.Linear(64, 5000, device="cuda", dtype=dtype), torch.randn(200, 64, device="cuda")
+    inputs = [outputs.to(dtype).requires_grad_(), head.weight, head.bias]
+    ids = torch.randint(0, 5000, (200,), device="cuda")
+    ours, fused = (word_loss(head, inputs[0], ids, 4, torch.tensor(1.0), layer) for layer in (None, head))
+    assert fused.item() == pytest.approx(ours.item(), rel=tolerance)
+    for one, other in zip(torch.autograd.grad(fused, inputs), torch.autograd.grad(ours, inputs), strict=True):
+        assert (one - other).norm() < 5 * tolerance * other.norm()
 
 
 @pytest.mark.filterwarnings("error")  # a clip that DALI leaves to the worker processes

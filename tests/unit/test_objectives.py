@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +25,8 @@ from simvtp_ds.objectives.pixels import pixel_loss, pixel_target
 from simvtp_ds.objectives.pretrain import PretrainTask
 from simvtp_ds.objectives.words import word_loss
 from simvtp_ds.types import Batch, Losses
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_pixel_target_normalises_each_patch_and_colour_by_itself() -> None:
@@ -77,6 +83,32 @@ def test_word_loss_never_holds_all_logits() -> None:
     all_logits = 4 * count * 5000
     peak = peak_memory(lambda: word_loss(head, outputs, ids, chunks=8).backward(), torch.device("cpu"), [])
     assert peak < all_logits  # kept for the backward pass they would be two of that size, and their gradients
+
+
+# Triton's interpreter runs the kernel on a CPU, if told before triton is imported.
+LIGER = """
+import torch
+from simvtp_ds.objectives.words import word_loss
+
+torch.manual_seed(0)
+head, outputs = torch.nn.Linear(24, 503), torch.randn(37, 24, requires_grad=True)
+ids, each = torch.randint(0, 503, (37,)), torch.tensor(50.0)
+inputs = [outputs, head.weight, head.bias]
+logits = lambda _: 1 / 0
+expected = word_loss(head, outputs, ids, 4, each)
+found = word_loss(logits, outputs, ids, 4, each, fused=head)
+torch.testing.assert_close(found, expected)
+torch.testing.assert_close(torch.autograd.grad(3 * found, inputs), torch.autograd.grad(3 * expected, inputs))
+none = word_loss(head, outputs[:0], ids[:0], 4, each, fused=head)
+assert none.item() == 0 and all(not g.any() for g in torch.autograd.grad(none, inputs))
+"""
+
+
+def test_word_loss_by_liger_is_ours() -> None:
+    command = [sys.executable, "-c", LIGER]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_word_loss_without_hidden_words_is_zero_and_keeps_the_graph() -> None:

@@ -104,9 +104,7 @@ def test_a_micro_batch_that_views_do_not_fill_is_refused_before_the_model(corpor
         job(corpora, data, 120)
 
 
-def test_attention_over_segments_is_refused_where_it_has_no_kernel(
-    corpora: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_of_gpus_are_refused_where_there_are_none(corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = job(corpora, mixed(corpora, "a", "b"))
     segments = replace(planned.config, compute=ComputeConfig(varlen=True))
     half = replace(planned.settings, dtype="bf16")
@@ -117,7 +115,15 @@ def test_attention_over_segments_is_refused_where_it_has_no_kernel(
             replace(planned, config=segments, settings=with_settings)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert replace(planned, config=segments, settings=half).config is segments
-    with pytest.raises(ValueError, match=r"compute\.varlen is on; it is for the passes of pre-training"):
+    fused = replace(planned.config, compute=ComputeConfig(liger=True))
+    assert replace(planned, config=fused, settings=half).config is fused
+    for unfit in ({"zero_stage": 3}, {"dtype": "fp16"}):
+        with pytest.raises(ValueError, match=r"compute\.liger is on, and .*ds_4_1\.json has ZeRO stage"):
+            replace(planned, config=fused, settings=replace(half, **unfit))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"compute\.liger is on, and needs a GPU and the package liger-kernel"):
+        replace(planned, config=fused, settings=half)
+    with pytest.raises(ValueError, match=r"compute\.varlen is on; it is for pre-training's step"):
         FinetuneConfig(compute=ComputeConfig(varlen=True))
 
 

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from simvtp_ds.bench.inputs import build_task, noise_batch
 from simvtp_ds.config import PretrainConfig
 from simvtp_ds.ds_settings import Dtype
-from simvtp_ds.engine.run import apply
+from simvtp_ds.engine.compute import apply
 from simvtp_ds.types import Batch
 
 # Training in fp16 is counted in bf16: the sizes are the same, and fewer CPU operators lack it.
