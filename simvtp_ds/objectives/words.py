@@ -6,6 +6,7 @@ Dimensions: K hidden words of the micro batch, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -80,4 +81,5 @@ def _fused_surprise(head: nn.Linear, outputs: Tensor, ids: Tensor) -> Tensor:
     """The same by Liger, which makes the gradients in the forward pass, so that logits are made once."""
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    return liger_fused_linear_cross_entropy(outputs, head.weight, ids, bias=head.bias, reduction="sum").float()
+    total: Any = liger_fused_linear_cross_entropy(outputs, head.weight, ids, bias=head.bias, reduction="sum")
+    return total.float()
