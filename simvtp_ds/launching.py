@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,9 +114,10 @@ def one_line(*kinds: type[Exception], refusals: tuple[type[Exception], ...] = ()
         if os.environ.get("LOCAL_RANK", "0") != "0":
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(3)
-        if not isinstance(error, kinds):
-            traceback.print_exc()
         who = platform.node() + (f": rank {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "")
         named = "" if isinstance(error, kinds) else f"{type(error).__name__}: "
-        print(f"error on {who}: {named}{error}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # whoever read it may be gone; the exit code still tells
+            if not isinstance(error, kinds):
+                traceback.print_exc()
+            print(f"error on {who}: {named}{error}", file=sys.stderr, flush=True)
         raise SystemExit(2 if isinstance(error, refusals) else 1) from error

@@ -52,3 +52,12 @@ def test_a_process_ends_with_its_code_and_its_output_and_without_a_teardown() ->
     for line in ("told in words", "ended in words", "KeyError: 'lost'", "stopped by hand"):
         assert line in done.stderr
     assert done.stderr.count("Traceback") == 1
+
+
+def test_a_refusal_that_nobody_reads_keeps_its_exit_code() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "launch/pretrain.py"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=writing, timeout=120, check=False)
+    os.close(writing)
+    assert done.returncode == 2  # --deepspeed_config is missing; launch/supervise.py would start a 1 again
