@@ -114,6 +114,6 @@ def write(path: Path, found: dict) -> None:
 
 
 if __name__ == "__main__":
-    from simvtp_ds.engine.failures import run_main
+    from simvtp_ds.process import run_main
 
     run_main(lambda: main(sys.argv[1:]), "interrupted: nothing was written")

@@ -38,6 +38,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    from simvtp_ds.engine.failures import run_main
+    from simvtp_ds.process import run_main
 
     run_main(lambda: main(sys.argv[1:]))

@@ -23,7 +23,6 @@ from simvtp_ds.bench.cases import BenchError
 from simvtp_ds.config import ModelConfig, ObjectiveConfig
 from simvtp_ds.ds_settings import check_accelerator, load_settings
 from simvtp_ds.engine.checkpoint import Position
-from simvtp_ds.engine.failures import run_main
 from simvtp_ds.engine.ranks import Control, connect, find_rank
 from simvtp_ds.engine.saving import save
 from simvtp_ds.engine.train import start_engine
@@ -31,6 +30,7 @@ from simvtp_ds.files import sha256
 from simvtp_ds.model.params import parameter_groups
 from simvtp_ds.model.simvtp import SimVTP
 from simvtp_ds.objectives.pretrain import PretrainTask
+from simvtp_ds.process import run_main
 
 TIMEOUT = 600.0  # seconds
 FRAMES, SIZE, VOCABULARY = 16, 224, 30522

@@ -31,12 +31,13 @@ from simvtp_ds.config_files import PRESETS, load_config
 from simvtp_ds.data.loader import DataError
 from simvtp_ds.ds_settings import check_accelerator, load_settings
 from simvtp_ds.engine.compute import apply
-from simvtp_ds.engine.failures import TrainingError, run_main
+from simvtp_ds.engine.failures import TrainingError
 from simvtp_ds.engine.pretrain import pretraining_job
 from simvtp_ds.engine.ranks import find_rank
 from simvtp_ds.engine.run import train
 from simvtp_ds.engine.watchdog import Watchdog
 from simvtp_ds.files import replacing
+from simvtp_ds.process import run_main
 from simvtp_ds.progress import progress
 
 FRAMES = 90  # of a rendered video

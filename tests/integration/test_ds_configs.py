@@ -40,7 +40,7 @@ print(json.dumps({
     "raw": settings.raw == json.load(open(sys.argv[1])),
     "expected": [settings.zero_stage, settings.global_batch(1), settings.clipping, settings.lr],
 }))
-os._exit(sys.stdout.flush() or 0)  # as engine.failures.run_main does, and for its reason
+os._exit(sys.stdout.flush() or 0)  # as process.run_main does, and for its reason
 """
 
 

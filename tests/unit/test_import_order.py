@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 # design.md; modules of one rank may import each other as long as no circle arises. `launching` is what launch/ shares.
 ORDER = (
-    ("types", "files", "progress", "hosts", "urls"),
+    ("types", "files", "progress", "process", "hosts", "urls"),
     ("data_config",),
     ("config", "finetune_config"),
     ("config_files",),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Each case in a child of its own; what is printed at exit shows what ran.
 SCRIPT = """
 import atexit, json, os, sys
-from simvtp_ds.engine.failures import run_main
+from simvtp_ds.process import run_main
 
 def fails(error):
     def main():

@@ -12,7 +12,7 @@ if __name__ == "__main__":
     from deepspeed.accelerator import get_accelerator
 
     from launch.pretrain import main
-    from simvtp_ds.engine.failures import run_main
+    from simvtp_ds.process import run_main
 
     accelerator: Any = get_accelerator()
     accelerator.is_fp16_supported = lambda: True

@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 if __name__ == "__main__":
     from launch.pretrain import main
-    from simvtp_ds.engine.failures import run_main
     from simvtp_ds.objectives.pretrain import OfStep, PretrainTask
+    from simvtp_ds.process import run_main
     from simvtp_ds.types import Batch, Losses
 
     wrong = {int(step) for step in os.environ["NAN_STEPS"].split(",")}

@@ -10,8 +10,8 @@ from simvtp_ds.bench.plan.check import TIMEOUT, check
 from simvtp_ds.config import ModelConfig, PretrainConfig
 from simvtp_ds.data_config import DataConfig
 from simvtp_ds.ds_settings import load_settings
-from simvtp_ds.engine.failures import run_main
 from simvtp_ds.engine.ranks import connect, find_rank
+from simvtp_ds.process import run_main
 
 # States and activations weigh about the same, and the words are not all of the model, as in a model worth training.
 MODEL = ModelConfig(width=96, depth=4, heads=4, decoder_width=48, decoder_depth=2, decoder_heads=2, patch_size=8)

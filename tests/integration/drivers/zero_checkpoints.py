@@ -52,6 +52,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from simvtp_ds.engine.failures import run_main
+    from simvtp_ds.process import run_main
 
     run_main(main)

@@ -17,9 +17,9 @@ if __name__ == "__main__":
     import torch
 
     from launch.pretrain import main
-    from simvtp_ds.engine.failures import run_main
     from simvtp_ds.engine.watchdog import Watchdog
     from simvtp_ds.objectives.pretrain import OfStep, PretrainTask
+    from simvtp_ds.process import run_main
     from simvtp_ds.types import Batch, Losses
 
     option = sys.argv.index("--fault")
