@@ -22,7 +22,7 @@ from simvtp_ds.config import PretrainConfig
 from simvtp_ds.data.backend import choose_backend
 from simvtp_ds.data.loader import DataError, Loader
 from simvtp_ds.ds_settings import DeepSpeedSettings, check_accelerator, load_settings
-from simvtp_ds.engine.compute import apply
+from simvtp_ds.engine.compute import apply, check_compute
 from simvtp_ds.engine.meters import memory_gib
 from simvtp_ds.engine.pretrain import pretraining_job
 from simvtp_ds.engine.ranks import Rank, connect, find_rank
@@ -95,6 +95,7 @@ def main(arguments: list[str]) -> int:
         rank = find_rank()
         settings = load_settings(options.deepspeed_config, rank.world_size)
         check_accelerator(settings)
+        check_compute(config.compute, settings)
         limit_memory(options.memory_gib)
         if options.feed:
             found: dict[str, Any] = feed_rate(config, settings, options.feed)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -34,6 +33,7 @@ from simvtp_ds.bench.variants import (
     without_dropout,
 )
 from simvtp_ds.config_files import PRESETS, load_config
+from simvtp_ds.engine.compute import has_liger, takes_varlen
 from simvtp_ds.files import replacing
 from simvtp_ds.progress import progress
 
@@ -126,9 +126,11 @@ def run(options: argparse.Namespace) -> dict:
             raise BenchError(f"--{name} is {getattr(options, name)}; give at least {least}")
     if options.device == "cpu" and "fp16" in options.dtypes:
         raise BenchError("--dtypes fp16 on a CPU tells nothing of a GPU; give fp32 or bf16")
-    if "varlen" in options.also and (options.device == "cpu" or "fp32" in options.dtypes):
-        raise BenchError("--also varlen runs on a GPU in fp16 or bf16 only; leave it out, or give --dtypes bf16")
-    if "liger" in options.also and (options.device == "cpu" or find_spec("liger_kernel") is None):
+    if "varlen" in options.also and (options.device == "cpu" or not all(map(takes_varlen, options.dtypes))):
+        raise BenchError(
+            "--also varlen runs on a GPU from Ampere on in fp16 or bf16 only; leave it out, or give --dtypes bf16"
+        )
+    if "liger" in options.also and (options.device == "cpu" or not has_liger()):
         raise BenchError("--also liger needs a GPU and the package liger-kernel; leave it out")
     device = torch.device(options.device)
     options.out.mkdir(parents=True, exist_ok=True)

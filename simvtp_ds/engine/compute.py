@@ -19,6 +19,11 @@ def takes_varlen(dtype: str) -> bool:
     return dtype != "fp32" and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 
 
+def has_liger() -> bool:
+    """Whether Liger's kernels are installed and have a GPU to run on."""
+    return find_spec("liger_kernel") is not None and torch.cuda.is_available()
+
+
 def check_compute(compute: ComputeConfig, settings: DeepSpeedSettings) -> None:
     """ValueError where a way is asked for that this machine or the DeepSpeed JSON rules out."""
     require(
@@ -32,7 +37,7 @@ def check_compute(compute: ComputeConfig, settings: DeepSpeedSettings) -> None:
         f"{settings.path} has {settings.dtype}: switch it off",
     )
     require(
-        not compute.liger or (find_spec("liger_kernel") is not None and torch.cuda.is_available()),
+        not compute.liger or has_liger(),
         "compute.liger is on, and needs a GPU and the package liger-kernel: pip install liger-kernel, or switch it off",
     )
     require(

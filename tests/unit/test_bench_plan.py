@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,11 @@ def test_recomputed_blocks_keep_less_and_compute_more(step: Step) -> None:
     again = count_step(small(recompute=True), CLIPS, WORDS, "fp32")
     assert again.saved < 0.5 * step.saved
     assert 1.1 * step.work.total_flops < again.work.total_flops < 1.4 * step.work.total_flops
+
+
+def test_kernels_of_gpus_are_planned_as_what_they_stand_in_for(step: Step) -> None:
+    kernels = count_step(replace(small(), compute=ComputeConfig(varlen=True, liger=True)), CLIPS, WORDS, "fp32")
+    assert kernels.work.total_flops == step.work.total_flops > 0
 
 
 def settings(tmp_path: Path, ranks: int = 1, **changes):

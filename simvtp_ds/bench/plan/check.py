@@ -29,7 +29,7 @@ from simvtp_ds.bench.plan.step import DTYPES, count_step
 from simvtp_ds.bench.timing import place
 from simvtp_ds.config import PretrainConfig
 from simvtp_ds.ds_settings import DeepSpeedSettings, check_accelerator, load_settings
-from simvtp_ds.engine.compute import apply
+from simvtp_ds.engine.compute import apply, check_compute
 from simvtp_ds.engine.ranks import Rank, connect, find_rank
 from simvtp_ds.engine.train import start_engine
 from simvtp_ds.model.blocks import use_fast_norm_if_available
@@ -131,6 +131,7 @@ def main(arguments: list[str]) -> None:
         rank = find_rank()
         settings = load_settings(options.deepspeed_config, rank.world_size)
         check_accelerator(settings)
+        check_compute(config.compute, settings)
     except (BenchError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     connect(rank, TIMEOUT)

@@ -137,7 +137,7 @@ def count_step(config: PretrainConfig, clips: int, words: int, dtype: Dtype) -> 
     """One micro batch, forward and backward.
 
     Args:
-        config: Sizes, masks, objectives, recomputation; what compiling would save is not counted.
+        config: Sizes, masks, objectives, recomputation; what compiling and kernels of GPUs would save is not counted.
         clips: Micro batch (B), views of clips.
         words: Tokens of the longest caption (L).
         dtype: Of weights and activations.
@@ -150,7 +150,8 @@ def count_step(config: PretrainConfig, clips: int, words: int, dtype: Dtype) -> 
             task = build_task(config)
         finally:
             torch.set_default_dtype(default)
-        apply(replace(config.compute, compile=False), task)
+        # Kernels of GPUs have no count of FLOPs: the mask and the chunks, which give the same numbers, stand for them.
+        apply(replace(config.compute, compile=False, varlen=False, liger=False), task)
         batch = Batch(*(fake.from_tensor(tensor) for tensor in real))
         for parameter in task.parameters():
             parameter.register_post_accumulate_grad_hook(lambda done: _hand_over(ledger, done))
