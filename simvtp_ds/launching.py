@@ -72,7 +72,7 @@ def launch_training(
         config_class: Configuration of this kind of training.
         default_preset: Where no --preset is given.
         description: First lines of --help.
-        make_job: (configuration, DeepSpeed settings, world size) to `engine.run.Job`.
+        make_job: (configuration, DeepSpeed settings, world size) to `engine.job.Job`.
     """
     try:
         with one_line(ValueError, refusals=(ValueError,)):

@@ -15,7 +15,7 @@ from simvtp_ds.data.examples import RetrievalExamples
 from simvtp_ds.data.text import Tokenizer
 from simvtp_ds.data.videos import Videos
 from simvtp_ds.ds_settings import DeepSpeedSettings
-from simvtp_ds.engine.run import Job, open_manifest, steps_per_epoch
+from simvtp_ds.engine.job import Job, open_manifest, steps_per_epoch
 from simvtp_ds.engine.schedule import build_schedule
 from simvtp_ds.engine.start import check_words, finetuning_source, towers_start
 from simvtp_ds.engine.train import Trainer

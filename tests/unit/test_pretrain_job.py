@@ -17,8 +17,8 @@ from simvtp_ds.data.manifest import Clip, write_manifest
 from simvtp_ds.data.text import train_wordpiece
 from simvtp_ds.data_config import DataConfig
 from simvtp_ds.ds_settings import DeepSpeedSettings, load_settings
+from simvtp_ds.engine.job import Job
 from simvtp_ds.engine.pretrain import pretraining_job
-from simvtp_ds.engine.run import Job
 from simvtp_ds.finetune_config import FinetuneConfig
 
 SMALL = DataConfig(num_frames=2, image_size=32, max_words=8, workers=1)
