@@ -28,7 +28,7 @@ def run_main(main: Callable[[], int | str | None], interrupted: str = "interrupt
         code = interrupted
     except SystemExit as end:
         code = end.code
-    except BaseException:
+    except Exception:
         code = 1
         with suppress(OSError):
             traceback.print_exc()
