@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that must hold: lint, format, types, unit tests, integration tests, tests on several hosts.
-#   bash tests/run.sh            all of it (about 20 minutes on two cores)
+#   bash tests/run.sh            all of it (26 to 49 minutes on two cores, by their speed)
 #   bash tests/run.sh --unit     without the integration tests and those on several hosts (which need root)
 set -euo pipefail
 cd "$(dirname "$0")/.."

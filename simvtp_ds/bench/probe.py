@@ -23,10 +23,10 @@ from simvtp_ds.data.backend import choose_backend
 from simvtp_ds.data.loader import DataError, Loader
 from simvtp_ds.ds_settings import DeepSpeedSettings, check_accelerator, load_settings
 from simvtp_ds.engine.compute import apply, check_compute
+from simvtp_ds.engine.deepspeed_engine import start_engine
 from simvtp_ds.engine.meters import memory_gib
 from simvtp_ds.engine.pretrain import pretraining_job
 from simvtp_ds.engine.ranks import Rank, connect, find_rank
-from simvtp_ds.engine.train import start_engine
 from simvtp_ds.model.blocks import use_fast_norm_if_available
 from simvtp_ds.model.params import parameter_groups
 from simvtp_ds.process import run_main

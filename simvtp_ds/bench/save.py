@@ -23,9 +23,9 @@ from simvtp_ds.bench.cases import BenchError
 from simvtp_ds.config import ModelConfig, ObjectiveConfig
 from simvtp_ds.ds_settings import check_accelerator, load_settings
 from simvtp_ds.engine.checkpoint import Position
+from simvtp_ds.engine.deepspeed_engine import start_engine
 from simvtp_ds.engine.ranks import Control, connect, find_rank
 from simvtp_ds.engine.saving import save
-from simvtp_ds.engine.train import start_engine
 from simvtp_ds.files import sha256
 from simvtp_ds.model.params import parameter_groups
 from simvtp_ds.model.simvtp import SimVTP

@@ -19,6 +19,7 @@ from simvtp_ds.data.loader import Loader
 from simvtp_ds.ds_settings import DeepSpeedSettings
 from simvtp_ds.engine.checkpoint import Position
 from simvtp_ds.engine.compute import apply
+from simvtp_ds.engine.deepspeed_engine import start_engine
 from simvtp_ds.engine.ema import Ema
 from simvtp_ds.engine.failures import TrainingError
 from simvtp_ds.engine.job import Job
@@ -27,7 +28,6 @@ from simvtp_ds.engine.mirror import open_mirror
 from simvtp_ds.engine.outcome import FAILED, REFUSED, write_outcome
 from simvtp_ds.engine.ranks import Control, Rank, connect
 from simvtp_ds.engine.resume import RefusedError, check_inputs, check_pickles, check_position, find_start
-from simvtp_ds.engine.train import start_engine
 from simvtp_ds.engine.watchdog import Watchdog
 from simvtp_ds.model.blocks import use_fast_norm_if_available
 

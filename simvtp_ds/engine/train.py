@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from simvtp_ds.config import RunConfig
 from simvtp_ds.data.loader import Loader
 from simvtp_ds.ds_settings import DeepSpeedSettings
 from simvtp_ds.engine import checkpoint
+from simvtp_ds.engine.deepspeed_engine import drop_bad_gradients
 from simvtp_ds.engine.ema import Ema
 from simvtp_ds.engine.failures import (
     SkippedSteps,
@@ -40,29 +40,6 @@ def seed_dropout(seed: int, step: int, micro: int, rank: int) -> None:
     """Reseed the generators that dropout draws from, so that a resumed step drops what the original step dropped."""
     digest = hashlib.blake2b(f"dropout {seed} {step} {micro} {rank}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
-def start_engine(
-    task: torch.nn.Module, groups: list[dict], settings: DeepSpeedSettings, universal: bool = False
-) -> Any:
-    """The DeepSpeed engine around a task; optimizer, dtype and ZeRO come from the user's JSON as it is.
-
-    `universal`: the checkpoint that it will load comes from engine/universal.py.
-    """
-    import deepspeed
-
-    # DeepSpeed still calls it by its old name; the reader of a log can do nothing about that.
-    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor. is deprecated", category=FutureWarning)
-    parameters: Any = groups  # DeepSpeed annotates a module and documents parameter groups
-    config = settings.raw
-    if universal:
-        config = {**config, "checkpoint": {**config.get("checkpoint", {}), "load_universal": True}}
-    engine, *_ = deepspeed.initialize(model=task, model_parameters=parameters, config=config)
-    if settings.dtype == "fp16":
-        # At its floor DeepSpeed's scaler would end the run by itself; run.max_skipped decides that, see SkippedSteps.
-        optimizer: Any = engine.optimizer
-        optimizer.loss_scaler.raise_error_at_min_scale = False
-    return engine
 
 
 @dataclass(kw_only=True)
@@ -131,23 +108,9 @@ class Trainer:
         self.engine.backward(loss.total)  # DeepSpeed divides by the accumulation
         last = micro + 1 == self.settings.accumulation
         if last and self.settings.zero_stage == 0 and self.settings.dtype == "fp32":
-            self._drop_bad_gradients()
+            drop_bad_gradients(self.engine)
         self.engine.step()
         return type(loss)(*(part.detach() for part in loss))
-
-    def _drop_bad_gradients(self) -> None:
-        """DeepSpeed skips an update whose gradients are not finite, except without ZeRO in fp32: do it here.
-
-        The gradients are those of all ranks already, so every rank decides alike.
-        """
-        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        finite = bool(norm.isfinite())
-        self.engine.optimizer.overflow = not finite
-        self.engine.optimizer._global_grad_norm = float(norm)
-        if not finite:
-            for parameter in self.engine.module.parameters():
-                parameter.grad = None  # the optimizer passes over parameters without a gradient
 
     def check_applied(self, step: int, losses: list[AnyLosses], skipped: SkippedSteps) -> bool:
         """Whether the update was made; if not, say why, and stop the run if that will not mend by itself."""

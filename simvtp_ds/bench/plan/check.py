@@ -30,8 +30,8 @@ from simvtp_ds.bench.timing import place
 from simvtp_ds.config import PretrainConfig
 from simvtp_ds.ds_settings import DeepSpeedSettings, check_accelerator, load_settings
 from simvtp_ds.engine.compute import apply, check_compute
+from simvtp_ds.engine.deepspeed_engine import start_engine
 from simvtp_ds.engine.ranks import Rank, connect, find_rank
-from simvtp_ds.engine.train import start_engine
 from simvtp_ds.model.blocks import use_fast_norm_if_available
 from simvtp_ds.model.params import parameter_groups
 from simvtp_ds.process import run_main
