@@ -14,18 +14,19 @@ trained() { # RUN: whether its training came to its end; a stopped one, too, exi
 }
 
 one() { # VARIANT SEED: pre-train, score, fine-tune, score
-  local variant="$1" seed="$2" folder="$RUN/$1-$2" init=() options=()
+  local variant="$1" seed="$2" folder="$RUN/$1-$2" init=() options=() tubes=0.9 words=0.75 # the paper's
   case "$variant" in
     full | scratch) ;;
     rebuild) options=(--objectives.vtc 0 --objectives.vtm 0) ;;
-    words15) options=(--masks.word_ratio 0.15) ;;
-    tubes50) options=(--masks.tube_ratio 0.5) ;;
+    words15) words=0.15 ;;
+    tubes50) tubes=0.5 ;;
   esac
   [ -f "$folder/finetuned.json" ] && return
   mkdir -p "$folder"
   if [ "$variant" != scratch ]; then
     python launch/pretrain.py --preset quickstart --deepspeed_config "$RUN/quickstart.json" --data.manifest "$RUN/train" \
-      --run.dir "$folder" --run.seed "$seed" --schedule.epochs "$EPOCHS" --schedule.warmup_epochs 2 "${options[@]}"
+      --run.dir "$folder" --run.seed "$seed" --schedule.epochs "$EPOCHS" --schedule.warmup_epochs 2 \
+      --masks.tube_ratio "$tubes" --masks.word_ratio "$words" "${options[@]}"
     trained "$folder"
     python launch/evaluate.py --checkpoint "$folder" --manifest "$RUN/test" --out "$folder/zero_shot.json"
     init=(--init "$folder")

@@ -36,9 +36,15 @@ for name in finetuned scratch; do
   evaluate --checkpoint "$RUN/$name" --out "$RUN/$name.json"
 done
 step "pictures of test clips"
-# Half hidden, the objects can be recognised; 90 % is what it was trained with (docs/pictures.md).
+# Half hidden is what it was trained with, 90 % what the paper hides (docs/pictures.md).
 python launch/visualize.py --checkpoint "$RUN" --manifest "$data/test" --count 4 --ratios 0.5 0.75 0.9
 step "report"
 python launch/report.py "$RUN"
+step "search: a red circle moves left"
+search=(python launch/search.py --checkpoint "$RUN/finetuned" --manifest "$data/test")
+"${search[@]}" --query "a red circle moves left" --top 3 | python -c '
+import json, sys
+for clip in json.load(sys.stdin)["clips"]:
+    print("%d. %.3f  %s: %s" % (clip["rank"], clip["score"], clip["id"], clip["captions"][0]))'
 printf '\nto search the test clips in a browser:\n'
-echo "python launch/search.py --checkpoint $RUN/finetuned --manifest $data/test"
+echo "${search[*]}"

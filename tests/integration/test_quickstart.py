@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,6 +65,8 @@ def test_a_killed_quickstart_goes_on_and_ends_in_a_report(tmp_path: Path) -> Non
     assert page.count("data:image/png;base64,") >= 4 and "pre-trained and fine-tuned" in page
     last = f"python launch/search.py --checkpoint {run}/finetuned --manifest {run}/data/test"
     assert output.splitlines()[-1] == last
+    found = output.split("search: a red circle moves left")[1]
+    assert re.search(r"^1\. -?\d\.\d{3}  test/\d{5}\.mp4: \w", found, re.MULTILINE)
     look_at_a_file(run, tmp_path)
 
 

@@ -12,22 +12,34 @@ import numpy as np
 import pytest
 
 from simvtp_ds.data.render import SIDE, draw, encode, render_corpus
-from simvtp_ds.data.scenes import COLOURS, MOTIONS, ROUND, SHAPES, Scene, caption, make_scenes
+from simvtp_ds.data.scenes import (
+    DEEDS,
+    DIRECTIONS,
+    GROUND_COLOURS,
+    MOTIONS,
+    OBJECT_COLOURS,
+    SHAPES,
+    TEXTURES,
+    Scene,
+    caption,
+    make_scenes,
+    training_caption,
+)
 
 
 def scene(**named: str) -> Scene:
-    usual = {"shape": "circle", "colour": "red", "size": "small", "motion": "still", "speed": ""}
+    usual = {"shape": "circle", "colour": "red", "size": "small", "motion": "spins", "speed": ""}
     return Scene(**{**usual, "ground": "black", "texture": "plain", **named}, seed=(0, 0, 0))
 
 
 def centres(frames: np.ndarray, colour: str) -> np.ndarray:
     """Mean (x, y) of the pixels near a colour, for each frame."""
-    near = np.abs(frames.astype(int) - np.array(COLOURS[colour])).max(axis=-1) < 30
+    near = np.abs(frames.astype(int) - np.array(OBJECT_COLOURS[colour])).max(axis=-1) < 30
     return np.array([[np.nonzero(frame)[1].mean(), np.nonzero(frame)[0].mean()] for frame in near])
 
 
 def area(frames: np.ndarray, colour: str) -> np.ndarray:
-    return (np.abs(frames.astype(int) - np.array(COLOURS[colour])).max(axis=-1) < 30).sum(axis=(1, 2))
+    return (np.abs(frames.astype(int) - np.array(OBJECT_COLOURS[colour])).max(axis=-1) < 30).sum(axis=(1, 2))
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -55,7 +67,7 @@ def test_the_first_clips_do_not_depend_on_how_many_follow() -> None:
 
 def test_nothing_round_is_said_to_spin() -> None:
     train, test = make_scenes(2000, 200, seed=0)
-    assert not [s for s in train + test if s.motion == "spins" and s.shape in ROUND]
+    assert not [s for s in train + test if s.motion == "spins" and s.shape == "circle"]
     assert {s.motion for s in train} == set(MOTIONS)
 
 
@@ -64,10 +76,37 @@ def test_a_caption_names_shape_colours_and_direction() -> None:
     for s in moving:
         words = caption(s).split()
         assert {s.shape, s.colour, s.ground} <= set(words)
-        if s.motion in ("left", "right", "up", "down"):
+        if s.motion in DIRECTIONS:
             assert s.motion in words
         if s.speed:
             assert s.speed in words
+
+
+def test_the_test_clips_answer_every_sentence_of_shape_colour_and_motion() -> None:
+    train, test = make_scenes(2000, 200, seed=0)
+    assert {(s.shape, s.colour, s.motion) for s in test} == set(DEEDS)
+    assert len(DEEDS) == len(SHAPES) * len(OBJECT_COLOURS) * len(MOTIONS) - len(OBJECT_COLOURS)  # no spinning circles
+    assert {(s.shape, s.colour, s.motion) for s in train} == set(DEEDS)
+
+
+def test_most_training_captions_name_object_and_motion_only() -> None:
+    scenes = make_scenes(400, 0, seed=0)[0]
+    short = [s for s in scenes if s.ground not in training_caption(s)]
+    assert 240 < len(short) < 320
+    for s in short:
+        words = training_caption(s).split()
+        assert words[:3] == ["a", s.colour, s.shape]
+        assert s.motion not in DIRECTIONS or words[-1] == s.motion
+        assert s.speed == "" or s.speed not in words
+    assert all(training_caption(s) == caption(s) for s in scenes if s not in short)
+
+
+@pytest.mark.parametrize("ground", GROUND_COLOURS)
+def test_an_object_is_brighter_than_its_background(ground: str) -> None:
+    for texture in TEXTURES:
+        for colour in OBJECT_COLOURS:
+            frame = draw(scene(colour=colour, ground=ground, texture=texture, size="large"))[0].mean(axis=-1)
+            assert frame[SIDE // 2, SIDE // 2] > frame[:8].max() + 10  # the object's middle, a strip of background
 
 
 @pytest.mark.parametrize(("motion", "axis", "sign"), [("left", 0, -1), ("right", 0, 1), ("up", 1, -1), ("down", 1, 1)])
@@ -92,7 +131,7 @@ def test_every_shape_is_drawn(shape: str) -> None:
 
 
 def test_a_clip_is_h264_and_looks_like_what_was_drawn() -> None:
-    drawn = draw(scene(size="large", ground="blue"))
+    drawn = draw(scene(size="large", ground="navy"))
     with av.open(io.BytesIO(encode(drawn)), mode="r") as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
