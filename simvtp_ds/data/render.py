@@ -72,6 +72,7 @@ def _pose(scene: Scene, frames: int, rng: np.random.Generator) -> tuple[np.ndarr
 def _ground(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """The background, float32 [H, W, 3] in levels."""
     base = np.array(GROUND_COLOURS[scene.ground], dtype=np.float32) + rng.uniform(-10, 10, 3).astype(np.float32)
+    # Of black lighter, else darker: never as bright as an object.
     other = base * 0.55 if base.mean() > 30 else base + 30
     y, x = np.mgrid[0:SIDE, 0:SIDE] + rng.integers(0, 24, 2)[:, None, None]
     if scene.texture == "striped":

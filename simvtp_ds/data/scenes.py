@@ -83,7 +83,13 @@ def make_scenes(train: int, test: int, seed: int) -> tuple[list[Scene], list[Sce
     """The scenes of both splits. Test scenes differ from one another and from every training scene in what is named.
 
     The test scenes go through all of DEEDS in turn, so that a gallery of that many clips has an answer to each of them.
+
+    Raises:
+        ValueError: there are not as many test scenes to tell apart.
     """
+    most = len(DEEDS) * len(SIZES) * len(GROUND_COLOURS) * len(TEXTURES)  # what grows has no speed to differ in
+    if test > most:
+        raise ValueError(f"{test} test clips are asked for: there are {most} that differ in what their captions name")
     taken: set[tuple] = set()
     turns = np.random.default_rng((seed, 2)).permutation(len(DEEDS))
 

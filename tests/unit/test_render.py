@@ -89,6 +89,11 @@ def test_the_test_clips_answer_every_sentence_of_shape_colour_and_motion() -> No
     assert {(s.shape, s.colour, s.motion) for s in train} == set(DEEDS)
 
 
+def test_more_test_clips_than_can_be_told_apart_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"6481 test clips .* there are 6480 that differ"):
+        make_scenes(1, 6481, seed=0)
+
+
 def test_most_training_captions_name_object_and_motion_only() -> None:
     scenes = make_scenes(400, 0, seed=0)[0]
     short = [s for s in scenes if s.ground not in training_caption(s)]
