@@ -13,4 +13,4 @@ ruff format --check .
 pyright --warnings
 # Two at a time: much of a launch is waiting. A file's tests stay together, they share runs.
 python -m pytest tests/unit -n 2 "$@"
-[ -n "$unit_only" ] || python -m pytest tests/integration tests/multihost -m "not slow" -n 2 --dist loadfile "$@"
+[ -n "$unit_only" ] || python -m pytest tests/integration tests/multihost -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder "$@"
