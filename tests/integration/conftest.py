@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -191,6 +192,24 @@ def no_process_left(marker: str, patience: float = 10) -> Iterator[None]:
     while left := processes(marker):
         assert time.monotonic() < deadline, f"processes left behind: {left}"
         time.sleep(0.2)
+
+
+@contextmanager
+def search_page(run: Path, command: list[str]) -> Iterator[str]:
+    """The address of the search page that `command` serves of a run; Ctrl-C ends it with 0 and leaves no process."""
+    with no_process_left(str(run)):
+        serving = subprocess.Popen(
+            [*command, "--port", "0"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert serving.stdout and serving.stderr
+        try:
+            address = re.search(r"http://127\.0\.0\.1:\d+", serving.stdout.readline())
+            assert address, serving.stderr.read()
+            yield address[0]
+        finally:
+            serving.send_signal(signal.SIGINT)
+            _, told = serving.communicate(timeout=60)
+    assert serving.returncode == 0 and "Traceback" not in told, told
 
 
 def processes(marker: str) -> list[int]:

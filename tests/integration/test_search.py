@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +17,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.integration.conftest import ROOT, Launcher, deepspeed_json, no_process_left
+from tests.integration.conftest import ROOT, Launcher, deepspeed_json, search_page
 from tests.unit.colours import draw
 
 pytestmark = pytest.mark.integration
@@ -139,28 +137,17 @@ def page(place: Place, answer: dict[str, Any], tmp_path_factory: pytest.TempPath
     if not all(programs.values()):
         told = "no chromium and chromedriver here (Debian: apt install chromium chromium-driver)"
         pytest.fail(told) if os.environ.get("CI") else pytest.skip(told)
-    serving = subprocess.Popen(
-        command(place, "--port", "0"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert serving.stdout and serving.stderr
-    with no_process_left(str(place.run)):
+    with search_page(place.run, command(place)) as address:
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(programs["chromium"])
+        profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
+        for argument in (*CHROMIUM, profile):
+            options.add_argument(argument)
+        driver = webdriver.Chrome(options, webdriver.ChromeService(str(programs["chromedriver"])))
         try:
-            address = re.search(r"http://127\.0\.0\.1:\d+", serving.stdout.readline())
-            assert address, serving.stderr.read()
-            options = webdriver.ChromeOptions()
-            options.binary_location = str(programs["chromium"])
-            profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
-            for argument in (*CHROMIUM, profile):
-                options.add_argument(argument)
-            driver = webdriver.Chrome(options, webdriver.ChromeService(str(programs["chromedriver"])))
-            try:
-                yield Page(driver, address[0])
-            finally:
-                driver.quit()
+            yield Page(driver, address)
         finally:
-            serving.send_signal(signal.SIGINT)
-            _, told = serving.communicate(timeout=60)
-    assert serving.returncode == 0 and "Traceback" not in told, told
+            driver.quit()
 
 
 def test_an_answer_is_json_with_the_nearest_first_and_says_where_each_clip_lies(answer: dict[str, Any]) -> None:

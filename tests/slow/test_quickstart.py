@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from urllib.request import urlopen
 import pytest
 
 from simvtp_ds.data.scenes import DEEDS, DIRECTIONS, make_scenes
-from tests.integration.conftest import ROOT, no_process_left
+from tests.integration.conftest import ROOT, search_page
 
 pytestmark = pytest.mark.slow
 
@@ -28,22 +27,15 @@ def test_a_sentence_finds_the_clip_it_tells_of(tmp_path: Path) -> None:
         for index, scene in enumerate(make_scenes(2000, 200, seed=0)[1])
     }
     command = [sys.executable, "launch/search.py", "--checkpoint", f"{run}/finetuned", "--manifest", f"{run}/data/test"]
-    with no_process_left(str(run)):
-        serving = subprocess.Popen([*command, "--port", "0"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        try:
-            assert serving.stdout
-            address = next(found[0] for line in serving.stdout if (found := re.search(r"http://[\d.]+:\d+", line)))
+    with search_page(run, command) as address:
 
-            def first(shape: str, colour: str, motion: str) -> tuple[str, str, str]:
-                action = f"moves {motion}" if motion in DIRECTIONS else motion
-                asked = urlencode({"query": f"a {colour} {shape} {action}", "limit": 1})
-                with urlopen(f"{address}/api/clips?{asked}") as answer:
-                    (clip,) = json.load(answer)["clips"]
-                return shown[clip["id"]]
+        def first(shape: str, colour: str, motion: str) -> tuple[str, str, str]:
+            action = f"moves {motion}" if motion in DIRECTIONS else motion
+            asked = urlencode({"query": f"a {colour} {shape} {action}", "limit": 1})
+            with urlopen(f"{address}/api/clips?{asked}") as answer:
+                (clip,) = json.load(answer)["clips"]
+            return shown[clip["id"]]
 
-            right = sum(first(*deed) == deed for deed in DEEDS)
-        finally:
-            serving.terminate()
-            serving.wait()
+        right = sum(first(*deed) == deed for deed in DEEDS)
     print(f"{right} of {len(DEEDS)} sentences find a clip of their shape, colour and motion first")
     assert right >= 0.75 * len(DEEDS)
